@@ -1,0 +1,213 @@
+"""Boot a fetched kernel with QEMU on this machine's own root file system and run one command in it.
+
+virtme-ng shares the root with the guest, read-only, so the guest has the same Python, the same virtual environment and the
+same checkout.  One folder is shared for writing: what the command prints goes there, and its exit status.  The console
+stays apart, for the kernel's own words.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.vm.fetch import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSED_ON = ("KPROBE_MODULES_", "PYTEST_", "HYPOTHESIS_", "CI")
+APPENDED = (
+    # An emulated processor loses seconds when the machine is busy; that is no stall.
+    "rcupdate.rcu_cpu_stall_timeout=120",
+    "watchdog_thresh=60",
+    "nokaslr",
+)
+SCRIPT = """\
+#!/bin/bash
+# The guest has neither udev nor systemd: what they would mount is mounted here.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+{{
+    mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
+    mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
+    mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+    ip link set lo up
+    ulimit -l unlimited
+}} > /dev/null 2>&1
+{exports}
+cd {folder}
+( {command} ) > {share}/output 2>&1 < /dev/null
+echo $? > {share}/status.new
+dmesg > {share}/dmesg 2> /dev/null
+mv {share}/status.new {share}/status
+"""
+
+
+class BootError(RuntimeError):
+    """A guest could not be started, or ended without saying how its command did."""
+
+
+@attrs.frozen
+class Outcome:
+    """What a guest left: the command's exit status and words, the kernel's words, and how long it took in seconds."""
+
+    status: int
+    output: str
+    dmesg: str
+    seconds: float
+
+
+@attrs.frozen
+class Machine:
+    """The shape of a guest.
+
+    ``single_threaded`` emulates all processors in one thread: slower, but a busy loop on one of them can't starve
+    the others, which the guest's RCU would report as a stall.
+    """
+
+    memory: str = "1G"
+    cpus: int = 2
+    single_threaded: bool = False
+
+
+def run(  # noqa: PLR0913
+    image: Image,
+    command: str | Sequence[str],
+    *,
+    share: Path,
+    timeout: float,
+    machine: Machine = Machine(),
+    show: Callable[[str], object] | None = None,
+) -> Outcome:
+    """Boot ``image``, run ``command`` in the checkout as root and return its :class:`Outcome`.
+
+    ``share`` is a folder that exists; the guest may write to it, under the same path.  ``timeout`` in seconds covers the
+    boot too.  ``show`` gets what the command prints, as it comes.
+
+    Raises :exc:`BootError` when the guest dies, hangs or never gets as far as the command.
+    """
+    for name in ("output", "status", "status.new", "dmesg", "console"):
+        (share / name).unlink(missing_ok=True)
+    script = share / "script"
+    script.write_text(_script(command, share))
+    script.chmod(0o755)
+    (share / "output").touch()
+    started = time.monotonic()
+    with (share / "console").open("wb") as console:
+        guest = subprocess.Popen(  # noqa: S603
+            _vng(image, script, share, machine),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"},
+            start_new_session=True,
+        )
+        try:
+            ended = _follow(guest, share / "output", started + timeout, show)
+        finally:
+            _end(guest)
+    seconds = time.monotonic() - started
+    status = share / "status"
+    if not status.exists():
+        tail = "\n".join(_read(share / "console").splitlines()[-40:])
+        how = f"ended (status {guest.returncode})" if ended else f"was stopped after {timeout:.0f} s"
+        msg = f"{image.release}: the guest {how} before its command did; the end of its console:\n{tail}"
+        raise BootError(msg)
+    return Outcome(int(status.read_text()), _read(share / "output"), _read(share / "dmesg"), seconds)
+
+
+def missing() -> list[str]:
+    """Return what this machine lacks for booting guests, each with its remedy."""
+    lacks = []
+    if shutil.which("qemu-system-x86_64") is None:
+        lacks.append("qemu-system-x86_64 (apt-get install qemu-system-x86)")
+    if _vng_path() is None:
+        lacks.append("vng (pip install '.[vm]')")
+    if shutil.which("busybox") is None:
+        lacks.append("a static busybox (apt-get install busybox-static)")
+    return lacks
+
+
+def _vng_path() -> str | None:
+    beside = Path(sys.executable).parent / "vng"
+    return str(beside) if beside.exists() else shutil.which("vng")
+
+
+def _vng(image: Image, script: Path, share: Path, machine: Machine) -> list[str]:
+    lacks = missing()
+    if lacks:
+        msg = f"no guest can be booted: missing {', '.join(lacks)}"
+        raise BootError(msg)
+    command = [
+        _vng_path() or "vng", "--verbose", "--disable-microvm", "--force-9p", "--force-initramfs",
+        "--run", str(image.vmlinuz), "--memory", machine.memory, "--cpus", str(machine.cpus),
+        "--rwdir", str(share), "--cwd", "/", "--exec", str(script),
+    ]  # fmt: skip
+    for option in APPENDED:
+        command += ["--append", option]
+    if os.environ.get("KPROBE_MODULES_VM_KVM", "0") in {"", "0"}:
+        # KVM is often visible and unusable (nested guests): emulation is the same everywhere.
+        command.append("--disable-kvm")
+        thread = "single" if machine.single_threaded else "multi"
+        command.append(f"--qemu-opts=-accel tcg,thread={thread}")
+    return command
+
+
+def _script(command: str | Sequence[str], share: Path) -> str:
+    text = command if isinstance(command, str) else shlex.join(command)
+    names = sorted(name for name in os.environ if name.startswith(PASSED_ON))
+    exports = {name: os.environ[name] for name in names}
+    exports.update(
+        HOME="/root",
+        LC_ALL="C.UTF-8",
+        PYTHONDONTWRITEBYTECODE="1",
+        HYPOTHESIS_STORAGE_DIRECTORY="/tmp/hypothesis",  # noqa: S108  (the guest's own)
+        KPROBE_MODULES_GUEST_SHARE=str(share),
+    )
+    return SCRIPT.format(
+        exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+        folder=shlex.quote(str(ROOT)),
+        share=shlex.quote(str(share)),
+        command=text,
+    )
+
+
+def _follow(
+    guest: subprocess.Popen[bytes], output: Path, deadline: float, show: Callable[[str], object] | None
+) -> bool:
+    """Show what the command prints until the guest ends (true) or the deadline has passed (false)."""
+    with output.open("r", errors="replace") as printed:
+        while True:
+            ended = guest.poll() is not None
+            text = printed.read()
+            if text and show is not None:
+                show(text)
+            if ended or time.monotonic() > deadline:
+                return ended
+            time.sleep(0.2)
+
+
+def _end(guest: subprocess.Popen[bytes]) -> None:
+    """Stop the guest's whole process group: vng, its shell and QEMU."""
+    if guest.poll() is None:
+        os.killpg(guest.pid, signal.SIGTERM)
+        try:
+            guest.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(guest.pid, signal.SIGKILL)
+            guest.wait()
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
