@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Owning a file descriptor, and what a failed system call raises.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from kprobe_modules.errors import KprobeModulesError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Descriptor", "KernelError", "name_of"]
+
+
+class KernelError(KprobeModulesError, OSError):
+    """
+    The kernel refused an operation on something that already exists.
+
+    Attributes:
+        errno: the error number.
+        what: what was asked for, for people.
+    """
+
+    def __init__(self, code: int, what: str) -> None:
+        super().__init__(code, what)
+        self.errno = code
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what}: {name_of(self.errno or 0)}"
+
+
+def name_of(code: int) -> str:
+    """
+    Return an error number as people read it: ``no such file (ENOENT)``.
+    """
+    import errno  # noqa: PLC0415 (only failures need it)
+
+    sentence = os.strerror(code)
+    sentence = sentence[:1].lower() + sentence[1:]
+    symbol = errno.errorcode.get(code, str(code))
+    return f"{sentence} ({symbol})"
+
+
+class Descriptor:
+    """
+    Own one file descriptor; closing twice is fine.
+
+    Not thread-safe against a concurrent :meth:`close`; using :attr:`fd` from
+    several threads is fine.
+    """
+
+    __slots__ = ("_fd", "what")
+
+    def __init__(self, fd: int, what: str) -> None:
+        self._fd = fd
+        self.what = what
+
+    @property
+    def fd(self) -> int:
+        """
+        The descriptor.
+
+        Raises:
+            KernelError: it has been closed.
+        """
+        if self._fd < 0:
+            import errno  # noqa: PLC0415
+
+            raise KernelError(errno.EBADF, f"{self.what}: already closed")
+        return self._fd
+
+    def fileno(self) -> int:
+        """
+        Return :attr:`fd`, for select and its kin.
+        """
+        return self.fd
+
+    @property
+    def closed(self) -> bool:
+        """
+        Whether :meth:`close` has been called.
+        """
+        return self._fd < 0
+
+    def close(self) -> None:
+        """
+        Close the descriptor, once.
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self._fd
+        return f"<Descriptor {self.what}: {state}>"

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What libbpf prints: kept for error messages, and sent to a logger.
+
+libbpf has one print function per process and library.  Ours serves the calls
+made by this package only: what other users of the same library print goes to
+whoever was there before.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import contextlib
+import ctypes
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Messages"]
+
+log = logging.getLogger("kprobe_modules.libbpf")
+
+KEPT = 50
+_DEBUG = 2  # enum libbpf_print_level
+_ROOM = 16384
+
+# The third argument is a va_list.  On both supported architectures a function
+# receives it as a pointer (an array decays on x86-64, a large struct is passed
+# by reference on arm64), and it is only ever handed on to vsnprintf.
+_PrintFunction = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+class Messages:
+    """
+    Receive what one libbpf prints.
+
+    Safe to use from several threads: each sees the lines of its own calls.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._vsnprintf = ctypes.CDLL(None).vsnprintf
+        self._vsnprintf.argtypes = (
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        )
+        self._mine = threading.local()
+        self._recent: collections.deque[str] = collections.deque(maxlen=KEPT)
+        self._callback = _PrintFunction(self._print)
+        self._set_print = library.libbpf_set_print
+        before = self._set_print(ctypes.cast(self._callback, ctypes.c_void_p))
+        self._before = before
+        self._chain = _PrintFunction(before) if before else None
+        # libbpf outlives the interpreter; this object does not.
+        atexit.register(self._set_print, before)
+
+    @property
+    def recent(self) -> tuple[str, ...]:
+        """
+        The last warnings and notes, of any thread, oldest first.
+        """
+        return tuple(self._recent)
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[list[str]]:
+        """
+        Collect the warnings and notes printed by this thread's calls.
+        """
+        lines: list[str] = []
+        outer = getattr(self._mine, "lines", None)
+        self._mine.lines = lines
+        try:
+            yield lines
+        finally:
+            self._mine.lines = outer
+            if outer is not None:
+                outer.extend(lines)
+
+    def _print(self, level: int, template: int, arguments: int) -> int:
+        lines: list[str] | None = getattr(self._mine, "lines", None)
+        if lines is None:
+            return self._chain(level, template, arguments) if self._chain else 0
+        debug = log.isEnabledFor(logging.DEBUG)
+        if level >= _DEBUG and not debug:
+            return 0
+        room = ctypes.create_string_buffer(_ROOM)
+        self._vsnprintf(room, _ROOM, template, arguments)
+        text = room.value.decode("utf-8", "replace").rstrip()
+        if level < _DEBUG:
+            lines.append(text.removeprefix("libbpf: "))
+            del lines[:-KEPT]
+            self._recent.append(lines[-1])
+        if debug:
+            log.debug("%s", text)
+        return 0
