@@ -99,11 +99,10 @@ class Needs:
         """
         Ask for one of several commands; return the path of the first found.
         """
-        for name in names:
-            path = shutil.which(name)
-            if path:
-                return path
-        self.unmet(f"needs the command {' or '.join(names)}")
+        path = next(filter(None, map(shutil.which, names)), None)
+        if path is None:
+            self.unmet(f"needs the command {' or '.join(names)}")
+        return path
 
     def package(self, name: str) -> None:
         """

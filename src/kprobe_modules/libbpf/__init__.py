@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kprobe_modules.libbpf.descriptor import Descriptor, KernelError
     from kprobe_modules.libbpf.ids import link_ids, map_ids, program_ids
+    from kprobe_modules.libbpf.kernelbtf import KernelBtf
     from kprobe_modules.libbpf.link import Link
     from kprobe_modules.libbpf.map import MapInfo, possible_cpus
+    from kprobe_modules.libbpf.namespaces import network_namespace
     from kprobe_modules.libbpf.object import BpfMap, BpfObject, BpfProgram
     from kprobe_modules.libbpf.perf import open_bpf_output
     from kprobe_modules.libbpf.program import ProgramInfo, enable_stats, prog_info, test_run
@@ -33,6 +35,7 @@ __all__ = [
     "BpfProgram",
     "Candidate",
     "Descriptor",
+    "KernelBtf",
     "KernelError",
     "Library",
     "Link",
@@ -43,6 +46,7 @@ __all__ = [
     "find",
     "link_ids",
     "map_ids",
+    "network_namespace",
     "open_bpf_output",
     "possible_cpus",
     "prog_info",
@@ -56,6 +60,7 @@ _HOMES = {
     "BpfProgram": "object",
     "Candidate": "provider",
     "Descriptor": "descriptor",
+    "KernelBtf": "kernelbtf",
     "KernelError": "descriptor",
     "Library": "provider",
     "Link": "link",
@@ -66,6 +71,7 @@ _HOMES = {
     "find": "provider",
     "link_ids": "ids",
     "map_ids": "ids",
+    "network_namespace": "namespaces",
     "open_bpf_output": "perf",
     "possible_cpus": "map",
     "prog_info": "program",

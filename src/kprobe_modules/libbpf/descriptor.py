@@ -39,7 +39,7 @@ def name_of(code: int) -> str:
     """
     Return an error number as people read it: ``no such file (ENOENT)``.
     """
-    import errno  # noqa: PLC0415 (only failures need it)
+    import errno
 
     sentence = os.strerror(code)
     sentence = sentence[:1].lower() + sentence[1:]
@@ -70,7 +70,7 @@ class Descriptor:
             KernelError: it has been closed.
         """
         if self._fd < 0:
-            import errno  # noqa: PLC0415
+            import errno
 
             raise KernelError(errno.EBADF, f"{self.what}: already closed")
         return self._fd

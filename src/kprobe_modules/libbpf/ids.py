@@ -32,6 +32,8 @@ __all__ = [
     "program_ids",
 ]
 
+_CAPABILITY = "CAP_SYS_ADMIN"
+
 
 @attrs.frozen
 class LinkInfo:
@@ -115,7 +117,7 @@ def _walk(advance: Callable[[int, object], int], what: str) -> list[int]:
         if code == -errno.ENOENT:
             return found
         if code in {-errno.EPERM, -errno.EACCES}:
-            raise PrivilegeError("CAP_SYS_ADMIN", f"to list the {what} of the kernel")
+            raise PrivilegeError(_CAPABILITY, f"to list the {what} of the kernel")
         if code < 0:
             raise KernelError(-code, f"list of {what}")
         found.append(following.value)
@@ -125,7 +127,7 @@ def _opened(fd: int, what: str, identity: int) -> int | None:
     if fd == -errno.ENOENT:
         return None
     if fd in {-errno.EPERM, -errno.EACCES}:
-        raise PrivilegeError("CAP_SYS_ADMIN", f"to open {what} {identity}")
+        raise PrivilegeError(_CAPABILITY, f"to open {what} {identity}")
     if fd < 0:
         raise KernelError(-fd, f"{what} {identity}: open")
     return fd

@@ -44,7 +44,7 @@ class Link:
             KernelError: the link is closed.
         """
         if not self._pointer:
-            import errno  # noqa: PLC0415 (only failures need it)
+            import errno
 
             raise KernelError(errno.EBADF, f"link {self.what}: already closed")
         fd: int = self._library.c.bpf_link__fd(self._pointer)

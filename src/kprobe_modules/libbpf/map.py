@@ -126,6 +126,7 @@ def lookup(
         size: size of the map's values in bytes.  The kernel writes as much as
             the map says, so a wrong one corrupts memory: without it the kernel
             is asked first.
+        library: any libbpf; this process's own by default.
 
     Returns:
         the value, or None if there is no such key.
@@ -151,6 +152,7 @@ def lookup_percpu(
         fd: the map.
         key: its key.
         size: size of one CPU's value in bytes, as for :func:`lookup`.
+        library: as for :func:`lookup`.
 
     Returns:
         one value per *possible* CPU, in their order; None if no such key.
@@ -179,6 +181,7 @@ def update(
         key: its key.
         value: its value.
         flags: ANY, NEW (only insert) or EXISTS (only replace).
+        library: as for :func:`lookup`.
 
     Returns:
         False if NEW found the key there, or EXISTS did not.

@@ -48,8 +48,9 @@ class ProgramInfo:
     @property
     def jited(self) -> bool:
         """
-        Whether the program runs as machine code; also false if the asker lacks
-        CAP_BPF and may not know.
+        Whether the program runs as machine code.
+
+        Also false if the asker lacks CAP_BPF and may not know.
         """
         return self.jited_size > 0
 
@@ -85,7 +86,11 @@ def prog_info(fd: int, *, library: Library | None = None) -> ProgramInfo:
 
 
 def test_run(
-    fd: int, cpu: int | None = None, context: bytes = b"", *, library: Library | None = None
+    fd: int,
+    cpu: int | None = None,  # noqa: PT028 - not a pytest function
+    context: bytes = b"",  # noqa: PT028
+    *,
+    library: Library | None = None,  # noqa: PT028
 ) -> int:
     """
     Run a raw tracepoint program once, on a chosen CPU.
@@ -95,6 +100,7 @@ def test_run(
         cpu: the CPU to run on, which must be online; None for the current one.
         context: what the program sees as its arguments (eight bytes each); it
             may be empty if the program reads none.
+        library: any libbpf; this process's own by default.
 
     Returns:
         what the program returned.
@@ -135,9 +141,12 @@ def enable_stats(*, library: Library | None = None) -> Descriptor:
     """
     fd: int = (library or in_use()).c.bpf_enable_stats(structs.STATS_RUN_TIME)
     if fd in {-errno.EPERM, -errno.EACCES}:
-        raise PrivilegeError("CAP_SYS_ADMIN", "to count the run time of programs")
+        capability = "CAP_SYS_ADMIN"
+        raise PrivilegeError(capability, "to count the run time of programs")
     if fd == -errno.EINVAL:
-        raise NotSupportedError("run time statistics of BPF programs")
+        feature = "run time statistics of BPF programs"
+        raise NotSupportedError(feature)
     if fd < 0:
-        raise KernelError(-fd, "run time statistics of BPF programs")
+        what = "run time statistics of BPF programs"
+        raise KernelError(-fd, what)
     return Descriptor(fd, "BPF run time statistics")

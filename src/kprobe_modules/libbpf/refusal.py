@@ -98,7 +98,7 @@ def of_attach(program: str, how: str, code: int, lines: Sequence[str] = ()) -> A
         code: the error number.
         lines: what libbpf printed meanwhile.
     """
-    reason = _reason(how.split()[0], code)
+    reason = _reason(how.partition(" ")[0], code)
     if reason is None:
         said = f" ({lines[-1]})" if lines else ""
         reason = f"{_LIBBPF.get(code) or name_of(code)}{said}"
@@ -123,7 +123,7 @@ def _reason(kind: str, code: int) -> str | None:
         errno.EBUSY: "the place is taken, by live patching or a conflicting attachment",
         errno.EOPNOTSUPP: "this kernel was built without it",
         524: "the kernel cannot attach there: no trampolines, or the function is not traceable",
-        errno.EINVAL: "the function is blacklisted or not probeable, or the program is of another type",
+        errno.EINVAL: "the function cannot be probed, or the program is of another type",
         errno.E2BIG: "too many programs are attached there",
         errno.ENOMEM: "out of memory",
     }

@@ -14,7 +14,7 @@ import ctypes
 from ctypes import c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 
 __all__ = [
-    "BtfInfo",
+    "BtfType",
     "LinkInfo",
     "MapInfo",
     "ObjectOpenOptions",
@@ -222,19 +222,32 @@ class LinkInfo(ctypes.Structure):
     )
 
 
-class BtfInfo(ctypes.Structure):
+class BtfType(ctypes.Structure):
     """
-    ``struct bpf_btf_info``.
+    ``struct btf_type``, the part common to all kinds.
     """
 
     _fields_ = (
-        ("btf", c_uint64),
-        ("btf_size", c_uint32),
-        ("id", c_uint32),
-        ("name", c_uint64),
-        ("name_len", c_uint32),
-        ("kernel_btf", c_uint32),
+        ("name_off", c_uint32),
+        ("info", c_uint32),
+        ("type", c_uint32),
     )
+
+    @property
+    def kind(self) -> int:
+        """
+        One of the BTF_KIND constants.
+        """
+        info: int = self.info
+        return info >> 24 & 0x1F
+
+    @property
+    def count(self) -> int:
+        """
+        How many members or parameters follow.
+        """
+        info: int = self.info
+        return info & 0xFFFF
 
 
 # struct perf_event_attr and its constants

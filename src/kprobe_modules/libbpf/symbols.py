@@ -112,10 +112,11 @@ _KERNEL: dict[str, Prototype] = {
     "libbpf_set_print": (c_void_p, (c_void_p,)),
     "libbpf_num_possible_cpus": (c_int, ()),
     "libbpf_probe_bpf_map_type": (c_int, (c_uint32, c_void_p)),
-    "btf__load_vmlinux_btf": (c_void_p, ()),
-    "btf__load_module_btf": (c_void_p, (c_char_p, c_void_p)),
+    "btf__parse": (c_void_p, (c_char_p, c_void_p)),
+    "btf__parse_split": (c_void_p, (c_char_p, c_void_p)),
+    "btf__type_cnt": (c_uint32, (c_void_p,)),
     "btf__find_by_name_kind": (ctypes.c_int32, (c_void_p, c_char_p, c_uint32)),
-    "btf__type_by_id": (c_void_p, (c_void_p, c_uint32)),
+    "btf__type_by_id": (POINTER(structs.BtfType), (c_void_p, c_uint32)),
     "btf__free": (None, (c_void_p,)),
 }
 
