@@ -50,7 +50,7 @@
 	({                                                                                   \
 		__typeof__(source) km_source_ = (source);                                    \
 		__typeof__(km_source_->field) km_value_;                                     \
-		bpf_probe_read_kernel(&km_value_, sizeof(km_value_),                         \
+		bpf_probe_read_kernel((void *)&km_value_, sizeof(km_value_),                 \
 				      __builtin_preserve_access_index(&km_source_->field)); \
 		km_value_;                                                                   \
 	})

@@ -4,7 +4,6 @@
 #define KM_HOOK_H
 
 #define SEC(name) __attribute__((section(name), used))
-#define __always_inline inline __attribute__((always_inline))
 
 /*
  * KM_HOOK(end, END): this program is an alternative for the hook "end", which is

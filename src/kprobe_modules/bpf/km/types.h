@@ -17,6 +17,10 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 
+#define __always_inline inline __attribute__((always_inline))
+/* a BPF subprogram: one copy for all programs of an object, verified with each */
+#define __noinline __attribute__((noinline))
+
 /*
  * A message field is declared with one of these where one fits. The typedef's
  * name survives into BTF, and the collector takes unit and presentation from it.
