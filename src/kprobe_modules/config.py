@@ -12,10 +12,10 @@ else ``/etc/kprobe_modules.toml`` if it exists::
     enable = ["processes"]          # default: every registered module
     disable = []
     transport = "perf"              # or "ringbuf"
-    pages = 128                     # of each CPU's ring, a power of two
+    pages = 512                     # of each CPU's ring, a power of two
+data_pages = 256                # the same for the data channel
     watermark = 65536               # bytes in a ring that wake the reader
     interval = 0.1                  # seconds between drains of quiet rings
-    order = true                    # merge the CPUs' rings by time
 
     [modules.NAME]                  # tunables of one module
     some_tunable = 1
@@ -33,7 +33,6 @@ import difflib
 import os
 import re
 import tomllib
-
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -42,14 +41,12 @@ import attrs
 
 from kprobe_modules.errors import ConfigError
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["DEFAULT_PATH", "Layer", "Options", "Tunables", "load", "select"]
 
-Scalar: TypeAlias = "int | bool | str"
-Tunables: TypeAlias = "Mapping[str, Mapping[str, int | bool | str]]"
+Tunables: TypeAlias = "Mapping[str, Mapping[str, int | bool]]"
 
 DEFAULT_PATH: Final = Path("/etc/kprobe_modules.toml")
 PATH_VARIABLE: Final = "KPROBE_MODULES_CONFIG"
@@ -70,12 +67,9 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
         "pages": "KPROBE_MODULES_PAGES",
         "watermark": "KPROBE_MODULES_WATERMARK",
         "interval": "KPROBE_MODULES_INTERVAL",
-        "order": "KPROBE_MODULES_ORDER",
+        "data_pages": "KPROBE_MODULES_DATA_PAGES",
     }
 )
-
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
 
 
 @attrs.frozen(kw_only=True)
@@ -89,10 +83,10 @@ class Options:
         transport: ``perf`` (a perf ring per CPU) or ``ringbuf`` (one BPF ring).
         pages: size of each CPU's ring in memory pages, a power of two; None
             leaves it to the collector.
+        data_pages: the same for the rings of the data channel.
         watermark: bytes waiting in a ring that wake the reader; None as above.
         interval: seconds between drains of rings that do not reach the
             watermark; None as above.
-        order: whether records leave in order of time across CPUs.
         tunables: per module, values for its tunables.
         hooks: ``module.hook`` to the program that shall serve it.
         origins: key to the layer that decided it, for people.
@@ -102,9 +96,9 @@ class Options:
     disable: tuple[str, ...] = ()
     transport: str = "perf"
     pages: int | None = None
+    data_pages: int | None = None
     watermark: int | None = None
     interval: float | None = None
-    order: bool = True
     tunables: Tunables = attrs.field(factory=dict)
     hooks: Mapping[str, str] = attrs.field(factory=dict)
     origins: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
@@ -168,7 +162,7 @@ def merge(layers: Iterable[Layer]) -> Options:
     """
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
-    tunables: dict[str, dict[str, Scalar]] = {}
+    tunables: dict[str, dict[str, int | bool]] = {}
     hooks: dict[str, str] = {}
     for layer in layers:
         given = dict(layer.values)
@@ -310,21 +304,13 @@ def _interval(value: object, where: str) -> float:
     return number
 
 
-def _order(value: object, where: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str) or value.strip().lower() not in _TRUE | _FALSE:
-        _bad(where, "true or false", value)
-    return value.strip().lower() in _TRUE
-
-
-def _tunables(value: object, where: str) -> dict[str, dict[str, Scalar]]:
-    found: dict[str, dict[str, Scalar]] = {}
+def _tunables(value: object, where: str) -> dict[str, dict[str, int | bool]]:
+    found: dict[str, dict[str, int | bool]] = {}
     for module, table in _items(value, where):
         found[module] = {}
         for name, scalar in _items(table, f"{where}.{module}"):
-            if not isinstance(scalar, (int, str)):
-                _bad(f"{where}.{module}.{name}", "an integer, a boolean or a string", scalar)
+            if not isinstance(scalar, int):
+                _bad(f"{where}.{module}.{name}", "an integer or a boolean", scalar)
             found[module][name] = scalar
     return found
 
@@ -342,8 +328,8 @@ def _hooks(value: object, where: str) -> dict[str, str]:
 
 
 def _program(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.isidentifier():
-        _bad(where, "the name of a program", value)
+    if not isinstance(value, str) or not re.fullmatch(r"[\w./:-]+", value):
+        _bad(where, "a program, or a kind such as fentry or fentry/function", value)
     return value
 
 
@@ -355,7 +341,7 @@ _CHECKS: Final[Mapping[str, Callable[[object, str], object]]] = MappingProxyType
         "pages": _pages,
         "watermark": _watermark,
         "interval": _interval,
-        "order": _order,
+        "data_pages": _pages,
         "modules": _tunables,
         "hooks": _hooks,
     }
@@ -396,4 +382,4 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 def _flag(key: str) -> str:
     flags = {"enable": "-m/--modules", "modules": "--set", "hooks": "--hook"}
-    return flags.get(key, f"--{key}")
+    return flags.get(key, "--" + key.replace("_", "-"))

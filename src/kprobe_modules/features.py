@@ -20,6 +20,7 @@ import attrs
 from kprobe_modules import capabilities
 from kprobe_modules.errors import KprobeModulesError, NotSupportedError
 from kprobe_modules.libbpf import KernelBtf
+from kprobe_modules.libbpf.descriptor import ENOTSUPP, symbol_of
 from kprobe_modules.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class Features:
             return _unknown("none of the functions to try it with is in the kernel's BTF")
         if code == 0:
             return _yes()
-        symbol = errno.errorcode.get(code, "ENOTSUPP" if code == _ENOTSUPP else str(code))
+        symbol = symbol_of(code)
         # Of a process that may load programs, EPERM is refused like the rest:
         # microVMs and locked-down hosts answer so.
         if code in _REFUSALS:
@@ -306,7 +307,7 @@ class Features:
         code = probes.try_run_on_cpu(self._library)
         if code == 0:
             return _yes()
-        symbol = errno.errorcode.get(code, str(code))
+        symbol = symbol_of(code)
         if code in {errno.EPERM, errno.EACCES}:
             return _unknown(f"running programs is not permitted ({symbol})")
         return _no(f"the kernel does not run programs on a chosen CPU ({symbol})")
@@ -348,10 +349,8 @@ class Features:
             return answer
 
 
-_ENOTSUPP = 524  # internal to the kernel, and yet returned to user space
-
 _REFUSALS = frozenset({
-    _ENOTSUPP,
+    ENOTSUPP,
     errno.EOPNOTSUPP,
     errno.EINVAL,
     errno.ENOENT,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import operator
 import re
-
 from typing import TYPE_CHECKING, Any
 
 import attrs

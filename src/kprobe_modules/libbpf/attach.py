@@ -10,7 +10,7 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kprobe_modules.libbpf import refusal
+from kprobe_modules.libbpf import refusal, structs
 from kprobe_modules.libbpf.descriptor import KernelError
 from kprobe_modules.libbpf.link import Link
 
@@ -147,14 +147,26 @@ class BpfProgram:
         how = f"tracepoint {category}:{name}"
         return self._attach(how, "attach_tracepoint", category.encode(), name.encode())
 
-    def attach_iter(self) -> Link:
+    def attach_iter(self, link_info: bytes = b"") -> Link:
         """
         Attach an iterator; :meth:`Link.create_iter` then starts each pass.
+
+        Args:
+            link_info: ``union bpf_iter_link_info`` of <linux/bpf.h>, for iterators
+                that want to know what to walk.
 
         Raises:
             AttachError: with ``errno`` and the reason.
         """
-        return self._attach(self.section.replace("/", " ", 1), "attach_iter", None)
+        how = self.section.replace("/", " ", 1)
+        if not link_info:
+            return self._attach(how, "attach_iter", None)
+        options = structs.IterAttachOptions(
+            sz=ctypes.sizeof(structs.IterAttachOptions),
+            link_info=ctypes.cast(ctypes.c_char_p(link_info), ctypes.c_void_p),
+            link_info_len=len(link_info),
+        )
+        return self._attach(how, "attach_iter", ctypes.byref(options))
 
     def _attach(self, how: str, function: str, *arguments: object) -> Link:
         self._owner.check()

@@ -5,6 +5,7 @@ Owning a file descriptor, and what a failed system call raises.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Descriptor", "KernelError", "name_of"]
+__all__ = ["ENOTSUPP", "Descriptor", "KernelError", "name_of", "symbol_of"]
+
+#: An error number internal to the kernel, which bpf(2) returns all the same.
+ENOTSUPP = 524
 
 
 class KernelError(KprobeModulesError, OSError):
@@ -39,12 +43,22 @@ def name_of(code: int) -> str:
     """
     Return an error number as people read it: ``no such file (ENOENT)``.
     """
-    import errno
-
+    if code == ENOTSUPP:
+        return "not supported (ENOTSUPP)"
     sentence = os.strerror(code)
     sentence = sentence[:1].lower() + sentence[1:]
-    symbol = errno.errorcode.get(code, str(code))
-    return f"{sentence} ({symbol})"
+    return f"{sentence} ({symbol_of(code)})"
+
+
+def symbol_of(code: int) -> str:
+    """
+    Return an error number as the kernel's sources spell it: ``ENOENT``.
+    """
+    if code == errno.EOPNOTSUPP:
+        return "EOPNOTSUPP"  # Python knows it by its other name, ENOTSUP
+    if code == ENOTSUPP:
+        return "ENOTSUPP"
+    return errno.errorcode.get(code, str(code))
 
 
 class Descriptor:
@@ -70,8 +84,6 @@ class Descriptor:
             KernelError: it has been closed.
         """
         if self._fd < 0:
-            import errno
-
             raise KernelError(errno.EBADF, f"{self.what}: already closed")
         return self._fd
 

@@ -5,6 +5,7 @@ Attachments: a link keeps a program attached until it is closed.
 
 from __future__ import annotations
 
+import errno
 import threading
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,6 @@ class Link:
             KernelError: the link is closed.
         """
         if not self._pointer:
-            import errno
-
             raise KernelError(errno.EBADF, f"link {self.what}: already closed")
         fd: int = self._library.c.bpf_link__fd(self._pointer)
         return fd

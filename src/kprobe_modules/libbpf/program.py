@@ -87,10 +87,12 @@ def prog_info(fd: int, *, library: Library | None = None) -> ProgramInfo:
 
 def test_run(
     fd: int,
-    cpu: int | None = None,  # noqa: PT028 - not a pytest function
-    context: bytes = b"",  # noqa: PT028
+    cpu: int | None = None,
+    context: bytes = b"",
     *,
-    library: Library | None = None,  # noqa: PT028
+    packet: bytes = b"",
+    repeat: int = 0,
+    library: Library | None = None,
 ) -> int:
     """
     Run a raw tracepoint program once, on a chosen CPU.
@@ -100,6 +102,8 @@ def test_run(
         cpu: the CPU to run on, which must be online; None for the current one.
         context: what the program sees as its arguments (eight bytes each); it
             may be empty if the program reads none.
+        packet: what a program for packets sees; at least an Ethernet header.
+        repeat: how often to run a program for packets.
         library: any libbpf; this process's own by default.
 
     Returns:
@@ -113,6 +117,10 @@ def test_run(
     if context:
         options.ctx_in = ctypes.cast(ctypes.c_char_p(context), ctypes.c_void_p)
         options.ctx_size_in = len(context)
+    if packet:
+        options.data_in = ctypes.cast(ctypes.c_char_p(packet), ctypes.c_void_p)
+        options.data_size_in = len(packet)
+        options.repeat = repeat
     if cpu is not None:
         options.flags = structs.TEST_RUN_ON_CPU
         options.cpu = cpu

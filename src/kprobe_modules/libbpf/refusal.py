@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kprobe_modules import capabilities
 from kprobe_modules.errors import AttachError, LoadError, PrivilegeError, VerifierError
-from kprobe_modules.libbpf.descriptor import name_of
+from kprobe_modules.libbpf.descriptor import ENOTSUPP, name_of, symbol_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,14 +121,14 @@ def _reason(kind: str, code: int) -> str | None:
         errno.ESRCH: "the kernel's BTF has no such function",
         errno.EADDRNOTAVAIL: "the kernel has the function, but no address to probe",
         errno.EBUSY: "the place is taken, by live patching or a conflicting attachment",
-        errno.EOPNOTSUPP: "this kernel was built without it",
-        524: "the kernel cannot attach there: no trampolines, or the function is not traceable",
+        errno.EOPNOTSUPP: f"this kernel has no {kind}s",
+        ENOTSUPP: "the kernel cannot attach there: no trampolines, or the function is not traceable",
         errno.EINVAL: "the function cannot be probed, or the program is of another type",
         errno.E2BIG: "too many programs are attached there",
         errno.ENOMEM: "out of memory",
     }
     reason = reasons.get(code)
-    return f"{reason} ({errno.errorcode.get(code, 'ENOTSUPP')})" if reason else None
+    return f"{reason} ({symbol_of(code)})" if reason else None
 
 
 #: From this level on perf_event_open asks for CAP_SYS_ADMIN on the kernels of
@@ -137,7 +137,7 @@ _PARANOID = 3
 
 
 def _perf_refusal(kind: str, code: int) -> str:
-    symbol = errno.errorcode[code]
+    symbol = symbol_of(code)
     try:
         text = Path("/proc/sys/kernel/perf_event_paranoid").read_text(encoding="ascii")
         level = int(text)

@@ -15,6 +15,7 @@ from ctypes import c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void
 
 __all__ = [
     "BtfType",
+    "IterAttachOptions",
     "LinkInfo",
     "MapInfo",
     "ObjectOpenOptions",
@@ -107,6 +108,18 @@ class ProgramLoadOptions(ctypes.Structure):
         ("log_level", c_uint32),
         ("log_size", c_uint32),
         ("log_buf", c_void_p),
+    )
+
+
+class IterAttachOptions(ctypes.Structure):
+    """
+    ``struct bpf_iter_attach_opts``.
+    """
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("link_info", c_void_p),
+        ("link_info_len", c_uint32),
     )
 
 

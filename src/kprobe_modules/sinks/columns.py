@@ -9,7 +9,6 @@ share (who did it); everything else a record has follows as ``name=value``.
 from __future__ import annotations
 
 import os
-
 from typing import IO, TYPE_CHECKING, Literal, TypeAlias
 
 import attrs

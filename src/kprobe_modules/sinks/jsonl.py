@@ -8,7 +8,6 @@ Field names are the record's Python names and part of the contract with users.
 from __future__ import annotations
 
 import json
-
 from json.encoder import encode_basestring
 from operator import attrgetter
 from typing import IO, TYPE_CHECKING, Any

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Everything that a module may import from the framework.
+
+Third parties write modules against this page; the rest may be rearranged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kprobe_modules.decode import text
+from kprobe_modules.errors import KprobeModulesError
+from kprobe_modules.handler import Context, DataChunk, Handler, MapAccess, Source
+from kprobe_modules.libbpf import network_namespace
+from kprobe_modules.manifest import Alternative, Hook, Manifest
+from kprobe_modules.records import Record
+
+__all__ = [
+    "Alternative",
+    "Context",
+    "DataChunk",
+    "Handler",
+    "Hook",
+    "KprobeModulesError",
+    "Manifest",
+    "MapAccess",
+    "Record",
+    "Source",
+    "include_directory",
+    "network_namespace",
+    "text",
+]
+
+
+def include_directory() -> Path:
+    """
+    Return the folder of the shared BPF headers, for ``clang -I``.
+
+    A module includes them as ``<km/emit.h>``.
+    """
+    return Path(__file__).parent / "bpf"

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One module while it is attached: what the collector keeps about it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from kprobe_modules.libbpf import Link
+from kprobe_modules.losses import COUNTERS_MAP, LossCounters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from kprobe_modules.dispatch import Binding
+    from kprobe_modules.hooks import Choice
+    from kprobe_modules.libbpf import Library
+    from kprobe_modules.loader import Closeable, LoadedModule
+    from kprobe_modules.manifest import Alternative, Manifest
+    from kprobe_modules.records import Record
+
+__all__ = ["AttachedModule", "ModuleStatus"]
+
+SCAN_STEP = 128
+"""Entities per read of an iterator: each one a scan reports writes one byte."""
+
+
+@attrs.frozen
+class ModuleStatus:
+    """
+    What is live of a module on this kernel.
+    """
+
+    name: str
+    version: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def live(self) -> dict[str, str]:
+        """
+        Hook name to the attach point that is live.
+        """
+        return {choice.hook.name: choice.attach_point for choice in self.choices if choice.alternative}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """
+        Record fields that cannot be filled, as ``record.field``.
+        """
+        return tuple(sorted({name for choice in self.choices for name in choice.fields_missing}))
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """
+        Hooks that wait for a kernel module to be loaded.
+        """
+        return tuple(choice.hook.name for choice in self.choices if choice.waiting)
+
+
+class AttachedModule:
+    """
+    A live module: object and links, handler, counters.
+    """
+
+    def __init__(self, loaded: LoadedModule, binding: Binding, library: Library) -> None:
+        self.loaded = loaded
+        self.binding = binding
+        self.losses = LossCounters(loaded.plan.spec, loaded.map_fd(COUNTERS_MAP), library)
+        self.resync_wanted = False
+        self.resynced_at = 0
+        self.discarded = 0
+        self.next_tick = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        """
+        The module's manifest.
+        """
+        return self.loaded.plan.manifest
+
+    @property
+    def status(self) -> ModuleStatus:
+        """
+        What is live now.
+        """
+        return ModuleStatus(self.manifest.name, self.manifest.version, self.loaded.choices)
+
+    def live(self) -> Mapping[str, str]:
+        """
+        Return hook name to the program that is live.
+        """
+        return {
+            choice.hook.name: choice.alternative.name
+            for choice in self.loaded.choices
+            if choice.alternative is not None
+        }
+
+    def scan(self, drain: Callable[[], None], queue: Callable[[Iterable[Record]], None]) -> None:
+        """
+        Make everything that exists report itself.
+
+        Args:
+            drain: called between steps, so that no ring fills up.
+            queue: takes records that the handler found by itself.
+        """
+        for choice in self.loaded.choices:
+            alternative = choice.alternative
+            if choice.hook.tag != "EXISTING" or alternative is None:
+                continue
+            handler = self.binding.handler
+            if alternative.source:
+                queue(handler.scan(choice.hook.name))
+            elif choice.attach_point.startswith("iter/"):
+                for surroundings in handler.surroundings(choice.hook.name):
+                    with surroundings, self._links(alternative) as links:
+                        self._iterate(links[-1], drain)
+            else:
+                with self._links(alternative):
+                    handler.poke(choice.hook.name)
+            drain()
+
+    @contextmanager
+    def _links(self, alternative: Alternative) -> Iterator[list[Closeable]]:
+        """
+        Attach for as long as a scan lasts.
+        """
+        with ExitStack() as stack:
+            links = self.loaded.attach(alternative)
+            for link in links:
+                stack.callback(link.close)
+            yield links
+
+    def _iterate(self, link: Closeable, drain: Callable[[], None]) -> None:
+        assert isinstance(link, Link)  # noqa: S101 - only links of iterators come here
+        fd = link.create_iter()
+        try:
+            # A short read makes the kernel stop the walk after as many entities.
+            while os.read(fd, SCAN_STEP):
+                drain()
+        finally:
+            os.close(fd)
+
+    def counts(self, received: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
+        """
+        Return totals: emitted, received and lost, and the same per message.
+        """
+        messages: dict[str, dict[str, int]] = {}
+        for count in self.losses.read():
+            entry = messages.setdefault(count.message, {"emitted": 0, "received": 0, "lost": 0})
+            entry["emitted"] += count.emitted
+            entry["lost"] += count.lost
+        for name, by_cpu in received.items():
+            if by_cpu:
+                entry = messages.setdefault(name, {"emitted": 0, "received": 0, "lost": 0})
+                entry["received"] += sum(by_cpu.values())
+        totals = {
+            what: sum(entry[what] for entry in messages.values())
+            for what in ("emitted", "received", "lost")
+        }
+        return {**totals, "late": self.binding.late, "discarded": self.discarded, "messages": messages}

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The handler a module brings, and the context the collector gives it.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import attrs
+
+from kprobe_modules.errors import ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from logging import Logger
+    from pathlib import Path
+
+    from kprobe_modules.records import Record
+
+__all__ = ["Context", "DataChunk", "Handler", "MapAccess", "Source"]
+
+
+@attrs.frozen
+class DataChunk:
+    """
+    One message of the ``data_channel``, read in step with a control message.
+    """
+
+    time: int
+    """Nanoseconds since the epoch."""
+    cpu: int
+    message: int
+    """The message id that the program gave."""
+    payload: bytes
+    """Everything behind the header."""
+
+
+class Source(Protocol):
+    """
+    Something with a descriptor that becomes readable, such as a netlink socket.
+    """
+
+    def fileno(self) -> int:
+        """
+        Return the descriptor to wait for.
+        """
+
+    def close(self) -> None:
+        """
+        End it.  Safe to call twice.
+        """
+
+
+class MapAccess(Protocol):
+    """
+    A BPF map as handlers see it: keys and values are bytes.
+    """
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """
+        Return the value of a key, or None.
+        """
+
+    def lookup_percpu(self, key: bytes) -> list[bytes] | None:
+        """
+        Return the value of a key of a per-CPU map on every possible CPU, or None.
+        """
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """
+        Insert or replace.
+        """
+
+    def delete(self, key: bytes) -> bool:
+        """
+        Delete; tell whether the key was there.
+        """
+
+    def keys(self) -> Iterator[bytes]:
+        """
+        Iterate over keys; what changes meanwhile may be missed or seen twice.
+        """
+
+
+@attrs.frozen(eq=False)
+class Context:
+    """
+    What a handler may know of the collector that runs it.
+    """
+
+    name: str
+    """The module's name."""
+    tunables: Mapping[str, int | bool]
+    """Values of the object's tunables, as they were set."""
+    log: Logger
+    proc_root: Path
+    """Where procfs is mounted."""
+    provide: Callable[[str, object], None]
+    """Offer an object to other modules' handlers under a name, while attached."""
+    find: Callable[[str], object | None]
+    """Return what some handler offers under a name, or None: it may be absent."""
+    data: Callable[[int, int], list[DataChunk]]
+    """``data(cpu, until)``: this module's data messages of a CPU, not newer than *until*
+    (nanoseconds since the epoch), in the order they were written; each is returned once."""
+    live: Mapping[str, str]
+    """Hook name to the program or source that is live; a hook without one is absent."""
+    map: Callable[[str], MapAccess]
+    """``map(name)``: one of the module's own or common maps, once it is loaded."""
+    program_fd: Callable[[str], int]
+    """``program_fd(name)``: descriptor of one of its programs, once it is loaded."""
+
+
+class Handler:
+    """
+    Turns one module's messages into records.
+
+    For each message the handler defines ``on_<message>``.  The parameter names
+    pick fields of the message's layout; only these are decoded.  ``time`` (ns since
+    the epoch) and ``cpu`` come from the header; character arrays and tails arrive
+    as bytes.  It returns a record, an iterable of records, or None.
+
+    A message that maps to a record without further thought is named in
+    ``direct`` instead, with a record class whose fields all occur in the layout;
+    that is the fast path.
+
+    A handler runs under the collector's lock, in the thread that polls.  What it
+    raises is counted and reported as a `Failure`, and only that message is lost.
+    """
+
+    direct: ClassVar[Mapping[str, type[Record]]] = {}
+
+    tick_interval: ClassVar[float] = 1.0
+    """Seconds between calls of `tick`, as long as the collector is polled."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def attached(self) -> None:
+        """
+        Called once all hooks are live, before the first scan.
+        """
+
+    def poke(self, hook: str) -> None:
+        """
+        Make the kernel look at everything that exists.
+
+        Called during a scan when the live alternative of an EXISTING hook is not
+        an iterator: the hook is attached for as long as this runs.
+        """
+
+    def surroundings(self, hook: str) -> Iterable[AbstractContextManager[object]]:
+        """
+        Return what to enter for a scan with an iterator, which runs once in each.
+
+        Some iterators see one network namespace only: return one
+        `network_namespace` for each that matters.  By default it runs once, here.
+        """
+        del hook
+        return (nullcontext(),)
+
+    def scan(self, hook: str) -> Iterable[Record]:
+        """
+        Return records of everything that exists, found without the kernel's programs.
+
+        Called when the live alternative of an EXISTING hook is a source.
+        """
+        del hook
+        return ()
+
+    def open_source(self, source: str) -> Source:
+        """
+        Open what this handler reads itself, for an alternative that is a source.
+
+        Raises:
+            OSError: when this machine does not have it; the next alternative is tried.
+        """
+        msg = f"{self.context.name}: the handler has no source named {source!r}"
+        raise ManifestError(msg)
+
+    def read_source(self, source: str) -> Iterable[Record]:
+        """
+        Called when an open source is readable: return what it says.
+        """
+        del source
+        return ()
+
+    def steady(self, *, resync: bool) -> Iterable[Record]:
+        """
+        Called after each scan, when all that it found has been handled.
+        """
+        del resync
+        return ()
+
+    def tick(self, now: int) -> Iterable[Record]:
+        """
+        Called every `tick_interval` while the collector is polled.
+
+        Args:
+            now: nanoseconds since the epoch.
+        """
+        del now
+        return ()
+
+    def detached(self) -> None:
+        """
+        Called once, after the module's last message was handled.
+        """

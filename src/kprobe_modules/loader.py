@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Six steps from an object file to a live module.
+
+`check`, `inject`, `set_constants`, `choose_hooks`, `load`, `attach`: each one is a
+function of that name, and `bring_up` does them in order.  Where the kernel refuses
+an alternative that the probes let pass, it is struck out and the steps are done
+again with the next one; an object is never half live.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from kprobe_modules import hooks
+from kprobe_modules.errors import (
+    AttachError,
+    ConfigError,
+    LoadError,
+    ObjectError,
+    PrivilegeError,
+)
+from kprobe_modules.libbpf import BpfObject
+from kprobe_modules.maps import machine_arch
+from kprobe_modules.objectfile import check_arch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from kprobe_modules.features import Features
+    from kprobe_modules.hooks import Choice
+    from kprobe_modules.libbpf import BpfProgram, Library, Link
+    from kprobe_modules.manifest import Alternative, Manifest
+    from kprobe_modules.maps import CommonMaps
+    from kprobe_modules.objectfile import ObjectSpec, ProgramSpec, Tunable
+
+__all__ = ["Closeable", "LoadedModule", "Plan", "attach_program", "bring_up", "kernel_module_loaded"]
+
+ATTACH_ORDER = ("END", "START", "TELEMETRY")
+"""An object that ends while we attach must be seen ending; EXISTING comes last, by a scan."""
+
+
+def kernel_module_loaded(name: str, sys: Path = Path("/sys")) -> bool:
+    """
+    Tell whether a kernel module is loaded or built in.
+    """
+    return (sys / "module" / name).exists()
+
+
+class Closeable(Protocol):
+    """
+    A link, or something else that ends when it is closed.
+    """
+
+    def close(self) -> None:
+        """
+        End it.  Safe to call twice.
+        """
+
+
+@attrs.frozen
+class Plan:
+    """
+    Everything that is decided before the kernel is asked.
+    """
+
+    manifest: Manifest
+    spec: ObjectSpec
+    data: bytes
+    common: CommonMaps
+    library: Library
+    features: Features
+    constants: Mapping[str, int]
+    """Values of the framework's constants and the module's tunables."""
+    chosen: Mapping[str, str] = attrs.field(factory=dict)
+    """The user's choices of alternatives, by hook name."""
+    open_source: Callable[[str], Closeable] | None = None
+    """Opens what a handler reads itself, for alternatives that are no program."""
+
+
+def check(plan: Plan) -> tuple[str, ...]:
+    """
+    Step 1: compare the object with the machine, its manifest, and the common maps.
+
+    Returns:
+        The common maps that the object wants.
+
+    Raises:
+        ObjectError: when it was built for another architecture.
+        ManifestError: when manifest and object disagree about hooks.
+        IncompatibleMapError: when a common map is declared otherwise than ours.
+    """
+    check_arch(plan.spec, machine_arch())
+    hooks.check_hooks(plan.manifest, plan.spec)
+    return plan.common.check(plan.manifest.name, plan.spec, plan.manifest.common_maps)
+
+
+def inject(plan: Plan, target: BpfObject, names: Iterable[str]) -> None:
+    """
+    Step 2: put the common maps in the place of the object's own.
+    """
+    for name in names:
+        target.maps[name].reuse_fd(plan.common.fd(name))
+
+
+def _encode(tunable: Tunable, value: int, module: str) -> bytes:
+    if tunable.kind == "bool" and value not in (0, 1):
+        msg = f"{module}: tunable {tunable.name} is {value!r}, expected true or false"
+        raise ConfigError(msg)
+    try:
+        return int(value).to_bytes(tunable.size, "little", signed=tunable.kind.startswith("s"))
+    except (OverflowError, ValueError, TypeError) as error:
+        msg = f"{module}: tunable {tunable.name} is {value!r}, expected a number of type {tunable.kind}"
+        raise ConfigError(msg) from error
+
+
+def set_constants(plan: Plan, target: BpfObject) -> None:
+    """
+    Step 3: write constants and tunables into the object's read-only data.
+
+    Raises:
+        ConfigError: when a value does not fit, or nothing of that name exists.
+    """
+    known = {tunable.name: tunable for tunable in plan.spec.tunables}
+    unknown = sorted(plan.constants.keys() - known.keys())
+    if unknown:
+        offered = ", ".join(sorted(name for name in known if not name.startswith("km_"))) or "none"
+        msg = f"{plan.manifest.name}: no tunable named {', '.join(unknown)}; there are: {offered}"
+        raise ConfigError(msg)
+    rodata = next((item for name, item in target.maps.items() if name.endswith(".rodata")), None)
+    if rodata is None:
+        if plan.constants:
+            msg = f"{plan.manifest.name}: the object has no .rodata for its constants"
+            raise ObjectError(msg)
+        return
+    data = bytearray(rodata.initial_value())
+    for name, value in plan.constants.items():
+        tunable = known[name]
+        data[tunable.offset : tunable.offset + tunable.size] = _encode(
+            tunable, value, plan.manifest.name
+        )
+    rodata.set_initial_value(bytes(data))
+
+
+def choose_hooks(plan: Plan, refused: Mapping[str, str]) -> tuple[Choice, ...]:
+    """
+    Step 4: choose what this kernel has, and refuse the module if that is too little.
+
+    Raises:
+        AttachError: when a required hook has no alternative left.
+    """
+    choices = hooks.choose(
+        plan.manifest,
+        plan.spec,
+        plan.features,
+        chosen=plan.chosen,
+        refused=refused,
+        kernel_module_loaded=kernel_module_loaded,
+    )
+    hooks.require(plan.manifest.name, choices)
+    return choices
+
+
+def _programs(choices: Iterable[Choice]) -> set[str]:
+    names: set[str] = set()
+    for choice in choices:
+        if choice.alternative is not None:
+            names.update(choice.alternative.programs)
+    return names
+
+
+def load(plan: Plan, target: BpfObject, wanted: set[str]) -> None:
+    """
+    Step 5: load the wanted programs, and no other.
+
+    Raises:
+        VerifierError: when the verifier refuses one; it names the program.
+        LoadError: when the kernel refuses the object.
+    """
+    for name, program in target.programs.items():
+        program.set_autoload(name in wanted)
+    target.load()
+    for slot, name in plan.manifest.tail_calls.items():
+        if name in wanted:
+            plan.common.fill_slot(slot, plan.manifest.name, target.programs[name].fd)
+
+
+def attach_program(program: BpfProgram, spec: ProgramSpec, link_info: bytes = b"") -> Link:
+    """
+    Attach one program as its section says.
+
+    Raises:
+        AttachError: when the kernel refuses.
+        ObjectError: when programs of that kind are not attached this way.
+    """
+    if spec.kind in ("kprobe", "kretprobe"):
+        return program.attach_kprobe(spec.target, retprobe=spec.kind == "kretprobe")
+    if spec.kind in ("fentry", "fexit", "tp_btf"):
+        return program.attach_trace()
+    if spec.kind == "raw_tp":
+        return program.attach_raw_tracepoint(spec.target)
+    if spec.kind == "tracepoint":
+        category, _, name = spec.target.partition("/")
+        return program.attach_tracepoint(category, name)
+    if spec.kind == "iter":
+        return program.attach_iter(link_info)
+    msg = f"program {spec.name}: section {spec.section!r} is of no kind that can be attached to a hook"
+    raise ObjectError(msg)
+
+
+class LoadedModule:
+    """
+    A module's object in the kernel, with its links.
+
+    Owns every descriptor of the module but the common maps'.
+    """
+
+    def __init__(self, plan: Plan, target: BpfObject, choices: tuple[Choice, ...]) -> None:
+        self.plan = plan
+        self.choices = choices
+        self._objects = [target]
+        self._stack = ExitStack()
+        self._stack.callback(target.close)
+        self._links = ExitStack()
+
+    def map_fd(self, name: str) -> int:
+        """
+        Return the descriptor of one of the module's maps; it stays the module's.
+
+        Raises:
+            ObjectError: when the object declares no map of that name.
+        """
+        try:
+            return self._objects[0].maps[name].fd
+        except KeyError:
+            known = ", ".join(sorted(self._objects[0].maps))
+            msg = f"{self.plan.manifest.name}: no map named {name!r}; there are {known}"
+            raise ObjectError(msg) from None
+
+    def program(self, name: str) -> BpfProgram:
+        """
+        Return a program that was loaded.
+        """
+        return self._owner(name).programs[name]
+
+    def _owner(self, name: str) -> BpfObject:
+        for item in reversed(self._objects):
+            if name in item.programs and item.programs[name].fd >= 0:
+                return item
+        return self._objects[0]
+
+    def attach(self, alternative: Alternative) -> list[Closeable]:
+        """
+        Attach an alternative's programs, companions first; the caller owns the links.
+        """
+        links: list[Closeable] = []
+        try:
+            if alternative.source and self.plan.open_source is not None:
+                links.append(self.plan.open_source(alternative.source))
+            for name in alternative.programs:
+                program, spec = self.program(name), self.plan.spec.program(name)
+                links.append(attach_program(program, spec, alternative.link_info))
+        except BaseException:
+            for link in links:
+                link.close()
+            raise
+        return links
+
+    def keep(self, links: Iterable[Closeable]) -> None:
+        """
+        Own links until `unlink`.
+        """
+        for link in links:
+            self._links.callback(link.close)
+
+    def supplement(self, choice: Choice) -> None:
+        """
+        Load and attach one more hook, on the maps of the object that is live.
+
+        This is how a hook comes alive whose functions appeared later, with their
+        kernel module.
+        """
+        if choice.alternative is None:
+            return
+        target = BpfObject.open(self.plan.data, self.plan.manifest.object_name, self.plan.library)
+        try:
+            for name, item in target.maps.items():
+                if not name.endswith((".rodata", ".data", ".bss", ".kconfig")):
+                    item.reuse_fd(self._objects[0].maps[name].fd)
+            set_constants(self.plan, target)
+            load(self.plan, target, _programs([choice]))
+        except BaseException:
+            target.close()
+            raise
+        self._objects.append(target)
+        self._stack.callback(target.close)
+        if choice.hook.tag in ATTACH_ORDER:
+            self.keep(self.attach(choice.alternative))
+        self.choices = tuple(
+            choice if item.hook.name == choice.hook.name else item for item in self.choices
+        )
+
+    def unlink(self) -> None:
+        """
+        Detach every program; those that run now may still finish.
+        """
+        self._links.close()
+
+    def close(self) -> None:
+        """
+        Detach and free everything.  Safe to call twice.
+        """
+        self.unlink()
+        self._stack.close()
+        self.plan.common.empty_slots(self.plan.manifest.name)
+
+
+def attach(module: LoadedModule) -> None:
+    """
+    Step 6: attach what was chosen: END first, then START, then TELEMETRY.
+
+    EXISTING is attached by scans only.
+
+    Raises:
+        AttachError: naming the program, when the kernel refuses one.
+    """
+    for tag in ATTACH_ORDER:
+        for choice in module.choices:
+            if choice.hook.tag != tag or choice.alternative is None:
+                continue
+            try:
+                module.keep(module.attach(choice.alternative))
+            except (AttachError, OSError) as error:
+                if isinstance(error, PrivilegeError):
+                    raise
+                raise _RefusedError(choice.alternative.name, str(error)) from error
+
+
+class _RefusedError(Exception):
+    """
+    An alternative failed where the probes had let it pass.
+    """
+
+    def __init__(self, program: str, reason: str) -> None:
+        super().__init__(program, reason)
+        self.program = program
+        self.reason = reason
+
+
+def _attempt(plan: Plan, wanted_maps: tuple[str, ...], choices: tuple[Choice, ...]) -> LoadedModule:
+    target = BpfObject.open(plan.data, plan.manifest.object_name, plan.library)
+    module = LoadedModule(plan, target, choices)
+    try:
+        inject(plan, target, wanted_maps)
+        set_constants(plan, target)
+        wanted = _programs(choices)
+        try:
+            manifest = plan.manifest
+            load(plan, target, wanted | {*manifest.tail_calls.values(), *manifest.own_programs})
+        except LoadError as error:
+            program = getattr(error, "program", None)
+            if program in wanted:
+                raise _RefusedError(program, str(error)) from error
+            raise
+        attach(module)
+    except BaseException:
+        module.close()
+        raise
+    return module
+
+
+def bring_up(plan: Plan) -> LoadedModule:
+    """
+    Do all six steps.
+
+    Raises:
+        ObjectError, ManifestError, ConfigError: before the kernel was touched.
+        LoadError: when the object is refused as a whole.
+        AttachError: when a required hook has no alternative that works.
+        PrivilegeError: when a capability is missing.
+    """
+    wanted_maps = check(plan)
+    refused: dict[str, str] = {}
+    while True:
+        choices = choose_hooks(plan, refused)
+        try:
+            return _attempt(plan, wanted_maps, choices)
+        except _RefusedError as error:
+            if isinstance(error.__cause__, LoadError) and _is_last(choices, error.program):
+                # Nothing else to try for a required hook: the verifier's own
+                # words say more than a list of alternatives.
+                raise error.__cause__ from None
+            refused[error.program] = error.reason
+
+
+def _is_last(choices: tuple[Choice, ...], program: str) -> bool:
+    for choice in choices:
+        alternative = choice.alternative
+        if alternative is not None and program in alternative.programs:
+            return choice.hook.required and alternative is choice.hook.alternatives[-1]
+    return True

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a module says about itself that its object file cannot.
+
+Programs, attach points, maps, messages and tunables are read from the object.
+A manifest adds which hooks are required, in which order their alternatives are
+preferred, which common maps are expected, and which class handles the messages.
+Importing a manifest touches neither the kernel nor the object file.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from kprobe_modules.errors import ManifestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kprobe_modules.handler import Handler
+    from kprobe_modules.records import Record
+
+__all__ = ["TAGS", "Alternative", "Hook", "Manifest"]
+
+TAGS = ("START", "END", "EXISTING", "TELEMETRY")
+
+
+@attrs.frozen
+class Alternative:
+    """
+    One way to notice what a hook is for.
+    """
+
+    program: str = ""
+    """Name of a program in the module's object."""
+
+    source: str = ""
+    """Instead of a program: what the handler itself reads, such as ``netlink``."""
+
+    fields_missing: tuple[str, ...] = ()
+    """What cannot be filled this way, as ``record.field``."""
+
+    note: str = ""
+    """What a person should know when this one is live."""
+
+    companions: tuple[str, ...] = ()
+    """Programs that belong to it and are attached before it, such as the return
+    probe of a pair."""
+
+    link_info: bytes = b""
+    """For an iterator: ``union bpf_iter_link_info`` to attach it with."""
+
+    @property
+    def name(self) -> str:
+        """
+        The program, or the source, by which it is chosen and reported.
+        """
+        return self.program or self.source
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """
+        All its programs in the order of attaching.
+        """
+        return (*self.companions, self.program) if self.program else ()
+
+    def __attrs_post_init__(self) -> None:
+        if bool(self.program) == bool(self.source):
+            msg = f"alternative {self.name!r}: expected a program or a source, not both or neither"
+            raise ManifestError(msg)
+
+
+def _alternatives(given: Sequence[Alternative | str]) -> tuple[Alternative, ...]:
+    return tuple(Alternative(item) if isinstance(item, str) else item for item in given)
+
+
+@attrs.frozen
+class Hook:
+    """
+    A thing that the module must notice, and the ways to notice it in order.
+    """
+
+    name: str
+    tag: str = attrs.field()
+    alternatives: tuple[Alternative, ...] = attrs.field(converter=_alternatives)
+    required: bool = True
+    """A missing required hook fails the module; a missing optional one degrades it."""
+
+    notices: str = ""
+    """What it notices, for people."""
+
+    awaits: str | None = None
+    """Kernel module that holds the functions: wait for it when it is not loaded."""
+
+    fields_missing: tuple[str, ...] = ()
+    """What stays unfilled when no alternative is live, as ``record.field``."""
+
+    @tag.validator
+    def _check_tag(self, _attribute: Any, value: str) -> None:
+        if value not in TAGS:
+            msg = f"hook {self.name}: tag is {value!r}, expected one of {', '.join(TAGS)}"
+            raise ManifestError(msg)
+
+
+@attrs.frozen
+class Manifest:
+    """
+    A module, as the registry and the loader know it.
+    """
+
+    name: str = attrs.field()
+    package: str
+    """Importable package that holds the object files."""
+
+    handler: str | type[Handler]
+    """The handler class, or ``package.module:Class`` to import when it is enabled."""
+
+    hooks: tuple[Hook, ...] = attrs.field(converter=tuple)
+    common_maps: tuple[str, ...] = attrs.field(default=("events",), converter=tuple)
+    """Names of the common maps that the object expects to be injected."""
+
+    records: tuple[type[Record], ...] = attrs.field(default=(), converter=tuple)
+    """The record classes that the handler may produce, for listings."""
+
+    fills: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    """Common maps whose entries are this module's: emptied when it leaves."""
+
+    tail_calls: Mapping[str, str] = attrs.field(factory=dict)
+    """Slot name to the program that serves it.  A caller, of any module, reads the
+    slot's number from its constant ``km_slot_<name>``."""
+
+    own_programs: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    """Programs that no hook attaches: the handler runs them itself."""
+
+    summary: str = ""
+    version: str = "0"
+    object_name: str = attrs.field()
+    """Object files are ``<object_name>.<arch>.bpf.o`` in the package; default the name."""
+
+    @object_name.default
+    def _default_object_name(self) -> str:
+        return self.name
+
+    @name.validator
+    def _check_name(self, _attribute: Any, value: str) -> None:
+        if not value.isidentifier() or value != value.lower():
+            msg = f"module name is {value!r}, expected a lower-case identifier"
+            raise ManifestError(msg)
+
+    @hooks.validator
+    def _check_hooks(self, _attribute: Any, value: tuple[Hook, ...]) -> None:
+        names = [hook.name for hook in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            msg = f"{self.name}: hooks named twice: {', '.join(twice)}"
+            raise ManifestError(msg)
+
+    def hook(self, name: str) -> Hook:
+        """
+        Return the hook of that name.
+
+        Raises:
+            ManifestError: when there is none.
+        """
+        for hook in self.hooks:
+            if hook.name == name:
+                return hook
+        known = ", ".join(hook.name for hook in self.hooks)
+        msg = f"{self.name}: no hook named {name!r}; there are {known}"
+        raise ManifestError(msg)
+
+    def object_bytes(self, arch: str) -> bytes:
+        """
+        Return the object file for *arch* (``x86_64`` or ``arm64``).
+
+        Raises:
+            ManifestError: when the package does not ship it.
+        """
+        name = f"{self.object_name}.{arch}.bpf.o"
+        try:
+            return files(self.package).joinpath(name).read_bytes()
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            msg = f"{self.name}: package {self.package} holds no object file {name} ({error})"
+            raise ManifestError(msg) from error
+
+    def handler_class(self) -> type[Handler]:
+        """
+        Return the handler class, importing it if it was given by name.
+
+        Raises:
+            ManifestError: when the name cannot be imported.
+        """
+        if not isinstance(self.handler, str):
+            return self.handler
+        module_name, _, class_name = self.handler.partition(":")
+        try:
+            found: type[Handler] = getattr(import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            msg = f"{self.name}: handler {self.handler!r} cannot be imported: {error}"
+            raise ManifestError(msg) from error
+        return found

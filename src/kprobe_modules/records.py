@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What every record has, and the records of the framework itself.
+
+A record is what users get: a slotted attrs value whose first field is ``time``,
+in nanoseconds since the epoch.  By convention nobody changes one.  They are not
+frozen, because creating a frozen attrs value costs about twice as much and there
+is one per event.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Failure", "Late", "Lost", "Record", "Stats", "Steady", "as_dict", "field_names"]
+
+_WORD_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+@attrs.define
+class Record:
+    """
+    Base of all records.
+
+    Subclass it with the name of the module the record comes from::
+
+        @attrs.define
+        class DoorOpened(Record, module="doors"):
+            pid: int
+
+    The class attribute ``record`` is the class name in snake case
+    (``door_opened``), and ``module`` the name given.
+    """
+
+    record: ClassVar[str] = "record"
+
+    time: int
+    """When it happened, in nanoseconds since the epoch."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def module(self) -> str:
+            """The name of the module that the record comes from."""
+
+    def __init_subclass__(cls, *, module: str | None = None) -> None:
+        cls.record = _WORD_BOUNDARY.sub("_", cls.__name__).lower()
+        # attrs makes the slotted class anew, without the keyword: what the
+        # first pass set is in the namespace it copies.
+        if module is not None:
+            type.__setattr__(cls, "module", module)
+
+
+@attrs.define
+class Steady(Record):
+    """
+    A module has finished discovering what existed before it was attached.
+    """
+
+    module: str
+    found: int
+    """How many entities the scan reported."""
+    resync: bool = False
+    """Whether this scan repeated an earlier one, after a loss or on request."""
+
+
+@attrs.define
+class Lost(Record):
+    """
+    Messages that a program could not put into a ring, since the last such record.
+    """
+
+    module: str
+    message: str
+    cpu: int
+    count: int
+
+
+@attrs.define
+class Late(Record):
+    """
+    Messages that were released after a newer one had been, since the last such record.
+    """
+
+    module: str
+    message: str
+    cpu: int
+    count: int
+
+
+@attrs.define
+class Failure(Record):
+    """
+    A handler or consumer raised or stalled; the others went on.
+    """
+
+    module: str
+    where: str
+    """What failed: a handler's method, or ``subscription`` and its callback."""
+    error: str
+
+
+@attrs.define
+class Stats(Record):
+    """
+    Totals per module since it was attached.
+    """
+
+    module: str
+    modules: Mapping[str, Mapping[str, Any]]
+    """Module name to ``emitted``, ``received``, ``lost``, ``errors`` and finer counts."""
+
+
+@lru_cache(maxsize=None)
+def field_names(record_class: type[Record]) -> tuple[str, ...]:
+    """
+    Return the names of a record class's fields, ``time`` first.
+    """
+    return tuple(field.name for field in attrs.fields(record_class))
+
+
+def as_dict(record: Record) -> dict[str, Any]:
+    """
+    Return ``time``, ``module``, ``record``, then the record's other fields.
+
+    This is the object that a line of JSON holds; its names are a contract.
+    """
+    result: dict[str, Any] = {
+        "time": record.time,
+        "module": record.module,
+        "record": record.record,
+    }
+    for name in field_names(type(record)):
+        result[name] = getattr(record, name)
+    return result

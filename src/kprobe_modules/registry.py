@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Finding modules: entry points of the group ``kprobe_modules.modules``.
+
+Only what is asked for is imported.  A module that cannot be imported fails alone,
+with an error that names the distribution it came from.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kprobe_modules.errors import RegistryError
+from kprobe_modules.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["GROUP", "Registration", "Registry"]
+
+GROUP = "kprobe_modules.modules"
+
+
+@attrs.frozen
+class Registration:
+    """
+    A module that some installed distribution offers; not imported yet.
+    """
+
+    name: str
+    target: str
+    """``package.module:attribute`` that holds the manifest."""
+    distribution: str
+    version: str
+
+
+def _registration(point: EntryPoint) -> Registration:
+    dist = point.dist
+    return Registration(
+        name=point.name,
+        target=point.value,
+        distribution=dist.name if dist else "unknown distribution",
+        version=dist.version if dist else "",
+    )
+
+
+class Registry:
+    """
+    The modules that can be enabled, by name.
+
+    Args:
+        manifests: further modules that are not installed as entry points; they
+            come first.
+    """
+
+    def __init__(self, manifests: Mapping[str, Manifest] | None = None) -> None:
+        self._manifests = dict(manifests or {})
+
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=GROUP):
+            first = found.setdefault(point.name, point)
+            # An editable install may list the same distribution twice.
+            if first.value != point.value:
+                a, b = _registration(first), _registration(point)
+                msg = (
+                    f"module {point.name} is registered twice: {a.target} by "
+                    f"{a.distribution} and {b.target} by {b.distribution}; uninstall one"
+                )
+                raise RegistryError(msg)
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """
+        Return the names of all modules that are registered, sorted.
+        """
+        return tuple(sorted({*self._manifests, *self._points}))
+
+    def registration(self, name: str) -> Registration:
+        """
+        Return where a module comes from, without importing it.
+
+        Raises:
+            RegistryError: when there is no module of that name.
+        """
+        if name in self._manifests:
+            manifest = self._manifests[name]
+            return Registration(name, manifest.package, "given in the program", manifest.version)
+        return _registration(self._point(name))
+
+    def _point(self, name: str) -> EntryPoint:
+        try:
+            return self._points[name]
+        except KeyError:
+            known = ", ".join(self.names()) or "none at all"
+            msg = f"no module is registered as {name!r}; registered: {known}"
+            raise RegistryError(msg) from None
+
+    def load(self, name: str) -> Manifest:
+        """
+        Import a module and return its manifest.
+
+        Raises:
+            RegistryError: when it is unknown, fails to import, or is no manifest.
+        """
+        if name in self._manifests:
+            return self._manifests[name]
+        point = self._point(name)
+        where = _registration(point)
+        try:
+            manifest = point.load()
+        except Exception as error:
+            msg = (
+                f"module {name} of distribution {where.distribution} {where.version} "
+                f"({where.target}) cannot be imported: {type(error).__name__}: {error}"
+            )
+            raise RegistryError(msg) from error
+        if not isinstance(manifest, Manifest):
+            msg = (
+                f"module {name} of distribution {where.distribution}: {where.target} is a "
+                f"{type(manifest).__name__}, expected a Manifest"
+            )
+            raise RegistryError(msg)
+        if manifest.name != name:
+            msg = (
+                f"module {name} of distribution {where.distribution}: its manifest is named "
+                f"{manifest.name!r}, expected the name of the entry point"
+            )
+            raise RegistryError(msg)
+        return manifest
