@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The workload: churn COUNT CPU forks, executes /bin/true and waits, COUNT
+ * times on one CPU, then prints the nanoseconds it took in all.
+ */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static unsigned long long now(void)
+{
+	struct timespec at;
+
+	clock_gettime(CLOCK_MONOTONIC, &at);
+	return at.tv_sec * 1000000000ULL + at.tv_nsec;
+}
+
+static int once(void)
+{
+	char *arguments[] = { "/bin/true", NULL }, *environment[] = { NULL };
+	int status;
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execve(arguments[0], arguments, environment);
+		_exit(127);
+	}
+	return pid < 0 || waitpid(pid, &status, 0) != pid || status;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long long started;
+	int count, i;
+	cpu_set_t set;
+
+	if (argc != 3) {
+		fprintf(stderr, "usage: churn COUNT CPU\n");
+		return 2;
+	}
+	CPU_ZERO(&set);
+	CPU_SET(atoi(argv[2]), &set);
+	sched_setaffinity(0, sizeof(set), &set);
+	count = atoi(argv[1]);
+	started = now();
+	for (i = 0; i < count; i++) {
+		if (once()) {
+			perror("churn");
+			return 1;
+		}
+	}
+	printf("%llu\n", now() - started);
+	return 0;
+}

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a user waits for, and what an idle collector holds.
+
+Everything runs in fresh interpreters, as a user's would.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from tests.bench.figures import Figure, Missing, Target
+from tests.bench.workshop import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.bench.effort import Effort
+
+__all__ = ["measure", "running"]
+
+#: Times an import, and fails it if it opens what only the kernel offers.
+IMPORT = """
+import sys, time
+touched = []
+def watch(event, arguments):
+    if event == "ctypes.dlopen" and "bpf" in str(arguments[0]):
+        touched.append(str(arguments[0]))
+    if event == "open" and str(arguments[0]).startswith(("/sys/", "/proc/")):
+        touched.append(str(arguments[0]))
+sys.addaudithook(watch)
+before = time.perf_counter_ns()
+{statement}
+took = time.perf_counter_ns() - before
+sys.exit(f"touched {{touched}}") if touched else print(took)
+"""
+
+RUN = [sys.executable, "-m", "kprobe_modules", "run", "-m", "processes", "-o", "json"]
+
+DEADLINE = 20.0
+
+
+def import_ms(statement: str) -> float:
+    """
+    Milliseconds of one import statement in an interpreter of its own.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT.format(statement=statement)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        msg = f"{statement}: {done.stderr.strip()}"
+        raise RuntimeError(msg)
+    return int(done.stdout) / 1e6
+
+
+def first_record_ms() -> float:
+    """
+    Milliseconds from starting the command to its first line of output.
+    """
+    started = time.monotonic_ns()
+    with subprocess.Popen(
+        [*RUN, "--max-records", "1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        took = time.monotonic_ns() - started
+        errors = process.stderr.read()
+    if not line.startswith(b"{"):
+        msg = f"no record: {errors.decode().strip()}"
+        raise RuntimeError(msg)
+    return took / 1e6
+
+
+@contextmanager
+def running(output: IO[bytes]) -> Iterator[int]:
+    """
+    Run the command with *output* as its stdout; yield its pid once it is steady.
+    """
+    process = subprocess.Popen(RUN, cwd=ROOT, stdout=output, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + DEADLINE
+        path = Path(f"/proc/self/fd/{output.fileno()}")
+        while b'"steady"' not in path.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                assert process.stderr is not None
+                msg = f"not steady: {process.stderr.read().decode().strip()}"
+                raise RuntimeError(msg)
+            time.sleep(0.05)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def _resident_mib(pid: int) -> float:
+    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    line = next(line for line in text.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def idle(seconds: float, output: IO[bytes]) -> tuple[float, float]:
+    """
+    Resident MiB and CPU percent of a collector with nothing to do but its host's processes.
+    """
+    with running(output) as pid:
+        time.sleep(seconds / 2)
+        before = _cpu_seconds(pid)
+        time.sleep(seconds)
+        return _resident_mib(pid), 100 * (_cpu_seconds(pid) - before) / seconds
+
+
+def measure(effort: Effort) -> list[Figure | Missing]:
+    """
+    Import, first record, and the idle collector.
+    """
+    imports: list[float] = []
+    collectors: list[float] = []
+    firsts: list[float] = []
+    residents: list[float] = []
+    percents: list[float] = []
+    for turn in range(effort.rounds + 1):
+        values = (
+            import_ms("import kprobe_modules"),
+            import_ms("from kprobe_modules import Collector"),
+            first_record_ms(),
+        )
+        # The first round reads files that later ones find in memory.
+        if turn:
+            for series, value in zip((imports, collectors, firsts), values, strict=True):
+                series.append(value)
+        effort.progress(f"startup: round {turn} of {effort.rounds}")
+    for _ in range(min(effort.rounds, 3)):
+        with (effort.scratch / "idle.json").open("wb") as output:
+            resident, percent = idle(effort.seconds, output)
+        residents.append(resident)
+        percents.append(percent)
+    return [
+        Figure("import_ms", imports, "ms", Target(at_most=60)),
+        Figure("import_collector_ms", collectors, "ms"),
+        Figure("first_record_ms", firsts, "ms", Target(at_most=150)),
+        Figure("idle_rss_mib", residents, "MiB", Target(at_most=30)),
+        Figure("idle_cpu_percent", percents, "%"),
+    ]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A generator on one CPU, our polling loop on another: does it keep up, at what cost?
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import attrs
+
+from tests.bench.figures import Figure, Missing, Target
+from tests.bench.generator import Generator
+from tests.bench.peers import Peer
+from tests.bench.rounds import WrongContentsError
+
+if TYPE_CHECKING:
+    from tests.bench.effort import Effort
+    from tests.bench.workshop import Workshop
+
+__all__ = ["measure"]
+
+PAGES = 512
+"""2 MiB per CPU, the collector's default."""
+
+GRACE = 0.35
+"""Seconds that the loop goes on after the generator has stopped, to empty the rings."""
+
+PACED_PER_MS = 20
+
+
+@attrs.frozen
+class Stretch:
+    """
+    One run of the generator: how fast it was and what reading it cost.
+    """
+
+    per_second: float
+    cpu_percent: float
+
+
+def _stretch(generator: Generator, peer: Peer, seconds: float, per_ms: int) -> Stretch:
+    """
+    Run the generator on CPU 1 while the peer, on CPU 0, polls.
+
+    CPU time is charged to the generator's seconds, not to the longer watch.
+    """
+    generator.reset(0)
+    generator.start_rate(0, 1, int(seconds * 1000), per_ms)
+    seen = json.loads(peer.ask(f"watch {seconds + GRACE}"))
+    written, elapsed = generator.end_rate()
+    counts = generator.counts(0)
+    if counts.lost or seen["lost"] or seen["events"] != written:
+        msg = f"wrote {written}, the loop read {seen['events']}, the emit site lost {counts.lost}"
+        raise WrongContentsError(msg)
+    return Stretch(written / elapsed, 100 * seen["cpu_seconds"] / elapsed)
+
+
+def _one_event(generator: Generator, peer: Peer, times: int) -> tuple[list[float], list[float]]:
+    """
+    Microseconds of drains that find one event after a sleep, and of ones that find none.
+    """
+    found, empty = [], []
+    for _ in range(times):
+        generator.reset(0)
+        generator.run(0, 0, 1)
+        found.append(peer.drain("merged", 1).ns / 1000)
+        empty.append(json.loads(peer.ask("empty 1"))["ns"] / 1000)
+    return found, empty
+
+
+def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
+    """
+    Flat out, at 20,000 events per second, and event by event.
+    """
+    names = ("steady_flat_out_cpu_percent", "steady_20k_cpu_percent", "drain_one_us")
+    if len(os.sched_getaffinity(0)) < 2:
+        return [Missing(name, "needs two CPUs") for name in names]
+    flat: list[Stretch] = []
+    paced: list[Stretch] = []
+    with (
+        Generator(workshop, 1) as generator,
+        Peer(workshop.consume_ours(), generator.events[0], PAGES) as peer,
+    ):
+        for turn in range(effort.rounds):
+            flat.append(_stretch(generator, peer, effort.seconds, 0))
+            paced.append(_stretch(generator, peer, effort.seconds, PACED_PER_MS))
+            effort.progress(f"steady: round {turn + 1} of {effort.rounds}")
+        found, empty = _one_event(generator, peer, effort.drains)
+    return [
+        Figure(names[0], [s.cpu_percent for s in flat], "%", Target(at_most=10), "nothing lost"),
+        Figure(names[1], [s.cpu_percent for s in paced], "%", Target(at_most=0.5), "nothing lost"),
+        Figure(names[2], found, "us", Target(at_most=10), "after the process slept"),
+        Figure("drain_empty_us", empty, "us"),
+        Figure("steady_flat_out_per_second", [s.per_second for s in flat], "1/s"),
+        Figure("steady_20k_per_second", [s.per_second for s in paced], "1/s"),
+    ]
