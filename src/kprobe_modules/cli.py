@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The command line: arguments, and what an exception means to the shell.
+
+Each subcommand lives in `kprobe_modules.commands` and is imported when it runs, so
+that ``--version`` and ``--help`` stay quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FAILURE", "OK", "UNPRIVILEGED", "USAGE", "main"]
+
+OK: Final = 0
+FAILURE: Final = 1
+USAGE: Final = 2
+UNPRIVILEGED: Final = 3
+
+_EPILOG = """\
+Data goes to standard output, everything else to standard error.
+
+exit status:
+  0  success, also after SIGINT, SIGTERM and when the reader closes the pipe
+  1  failure
+  2  wrong usage or configuration
+  3  a privilege or a feature of the kernel is missing
+
+Options are taken from the command line, else from the TOML file (--config,
+KPROBE_MODULES_CONFIG, /etc/kprobe_modules.toml), else from the environment
+(KPROBE_MODULES_ENABLE, _DISABLE, _TRANSPORT, _PAGES, _DATA_PAGES, _WATERMARK,
+_INTERVAL).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run ``kprobe-modules`` and return its exit status.
+
+    Args:
+        arguments: the command line without the program's name.
+    """
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.version:
+        return _guarded("kprobe_modules.commands.version", parsed)
+    if parsed.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    return _guarded(f"kprobe_modules.commands.{parsed.command}", parsed)
+
+
+def _guarded(module: str, parsed: argparse.Namespace) -> int:
+    """
+    Run a subcommand's ``run``, turning what it raises into an exit status.
+    """
+    try:
+        status: int = import_module(module).run(parsed)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough.  Python flushes stdout once more on its way
+        # out, which must not complain.
+        _silence_stdout()
+        return OK
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from kprobe_modules.errors import KprobeModulesError
+
+        if parsed.verbose or not isinstance(error, KprobeModulesError | OSError):
+            raise
+        _complain(error)
+        return status_of(error)
+    return status
+
+
+def status_of(error: BaseException) -> int:
+    """
+    Return the exit status that an exception stands for.
+    """
+    from kprobe_modules import errors
+
+    if isinstance(error, errors.ConfigError):
+        return USAGE
+    missing = (errors.PrivilegeError, errors.NotSupportedError, errors.LibbpfNotFoundError)
+    return UNPRIVILEGED if isinstance(error, missing) else FAILURE
+
+
+def _complain(error: BaseException) -> None:
+    with suppress(OSError, ValueError, AttributeError):  # nobody listens: the status speaks
+        sys.stderr.write(f"kprobe-modules: {error}\n")
+        sys.stderr.flush()
+
+
+def _silence_stdout() -> None:
+    with suppress(OSError, ValueError):  # no file, or closed: nothing will complain
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """
+    Build the parser; importing this module imports no framework.
+    """
+    parser = argparse.ArgumentParser(
+        prog="kprobe-modules",
+        description="Watch this host from inside the kernel.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-V", "--version", action="store_true", help="print versions, also libbpf's, and exit"
+    )
+    parser.set_defaults(verbose=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_run(commands)
+    _add_list(commands)
+    _add_describe(commands)
+    _add_fields(commands)
+    _add_doctor(commands)
+    _add_config(commands)
+    return parser
+
+
+# argparse has no public name for what add_subparsers returns.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+
+
+def _command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[:1].upper() + summary[1:] + ".",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="log what happens, and show tracebacks"
+    )
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the flags that become `kprobe_modules.config.Options`.
+    """
+    group = parser.add_argument_group("collector")
+    group.add_argument("-m", "--modules", metavar="LIST", help="modules to attach, with commas")
+    group.add_argument("--disable", metavar="LIST", help="modules to leave out")
+    group.add_argument("--transport", choices=("perf", "ringbuf"), help="kind of ring")
+    group.add_argument("--pages", metavar="N", help="pages per CPU's ring, a power of two")
+    group.add_argument("--data-pages", metavar="N", help="the same for the data channel")
+    group.add_argument("--watermark", metavar="BYTES", help="wake up when a ring holds so much")
+    group.add_argument("--interval", metavar="S", help="drain at least this often")
+    group.add_argument(
+        "--hook",
+        action="append",
+        default=[],
+        metavar="MODULE.HOOK=PROGRAM",
+        help="choose the program (or kind, as fentry) that serves a hook",
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="MODULE.TUNABLE=VALUE",
+        help="set a module's tunable",
+    )
+    group.add_argument("--config", metavar="FILE", help="configuration file, TOML")
+
+
+def _add_run(commands: Commands) -> None:
+    parser = _command(commands, "run", "attach modules and print their records")
+    parser.add_argument("names", nargs="*", metavar="MODULE", help="modules; the same as -m")
+    _add_options(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o", "--output", choices=("columns", "json", "jsonpretty", "none"), default=None
+    )
+    group.add_argument("-j", dest="json", action="store_true", help="the same as -o json")
+    group.add_argument("--fields", metavar="LIST", help="these fields only, in this order")
+    when = group.add_mutually_exclusive_group()
+    when.add_argument("-T", "--time", action="store_true", help="times as HH:MM:SS")
+    when.add_argument(
+        "-t", "--timestamp", action="store_true", help="times as seconds since the first record"
+    )
+    group.add_argument("-U", "--print-uid", action="store_true", help="a column for the uid")
+    group.add_argument("-w", "--wide", action="store_true", help="all fields, never cut")
+    group.add_argument(
+        "--stats", action="store_true", help="end with a record of totals per module"
+    )
+    group = parser.add_argument_group("selection")
+    group.add_argument("-p", "--pid", metavar="PID[,PID]", help="records of these processes")
+    group.add_argument("-u", "--uid", metavar="UID[,UID]", help="records of these users")
+    group.add_argument("-n", "--comm", metavar="REGEX", help="records of commands like this")
+    group.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="EXPR",
+        help="FIELD OP VALUE with == != >= > <= < ~ !~; all of them must hold",
+    )
+    group = parser.add_argument_group("end of the run")
+    group.add_argument("--timeout", type=_seconds, metavar="S", help="stop after S seconds")
+    group.add_argument(
+        "--max-records", type=_count, metavar="N", help="stop after N records on the output"
+    )
+
+
+def _add_list(commands: Commands) -> None:
+    parser = _command(commands, "list", "list modules, and the hooks they have on this kernel")
+    _add_options(parser)
+    parser.add_argument("-j", dest="json", action="store_true", help="one JSON object per line")
+
+
+def _add_describe(commands: Commands) -> None:
+    parser = _command(commands, "describe", "show what is in a module, without the kernel")
+    parser.add_argument("module", metavar="MODULE")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    parser.add_argument("-j", dest="json", action="store_true", help="the same as -o json")
+
+
+def _add_fields(commands: Commands) -> None:
+    parser = _command(commands, "fields", "show the records of a module and their fields")
+    parser.add_argument("module", metavar="MODULE")
+    parser.add_argument("-j", dest="json", action="store_true", help="one JSON object per line")
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _command(commands, "doctor", "check this host, and say what to do about it")
+    _add_options(parser)
+    parser.add_argument("-j", dest="json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--attach", action="store_true", help="really attach each module")
+    parser.add_argument("--quiet", action="store_true", help="print only what fails")
+
+
+def _add_config(commands: Commands) -> None:
+    parser = _command(commands, "config", "check the configuration and show where it comes from")
+    parser.add_argument("action", choices=("check",))
+    _add_options(parser)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:  # noqa: PLR2004 - some thirty years; also refuses NaN
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+# argparse names the converter in its message: "invalid seconds value: 'x'".
+_seconds.__name__ = "seconds"
+_count.__name__ = "count"
