@@ -85,17 +85,20 @@ def prog_info(fd: int, *, library: Library | None = None) -> ProgramInfo:
     )
 
 
-def test_run(
+def test_run(  # noqa: PLR0913 - each names a part of one struct
     fd: int,
-    cpu: int | None = None,
-    context: bytes = b"",
+    cpu: int | None = None,  # noqa: PT028 - not a function of pytest's
+    context: bytes = b"",  # noqa: PT028
     *,
-    packet: bytes = b"",
-    repeat: int = 0,
-    library: Library | None = None,
+    packet: bytes = b"",  # noqa: PT028
+    repeat: int = 1,  # noqa: PT028
+    library: Library | None = None,  # noqa: PT028
 ) -> int:
     """
-    Run a raw tracepoint program once, on a chosen CPU.
+    Run a program without attaching it.
+
+    A raw tracepoint program runs once, on a chosen CPU; one of a kind that
+    sees packets runs as often as asked, on the CPU of the caller.
 
     Args:
         fd: the program.
@@ -107,7 +110,7 @@ def test_run(
         library: any libbpf; this process's own by default.
 
     Returns:
-        what the program returned.
+        what the program returned, the last time.
 
     Raises:
         KernelError: e.g. the CPU is offline (ENXIO), or the context too short

@@ -122,7 +122,7 @@ def _reason(kind: str, code: int) -> str | None:
         errno.EADDRNOTAVAIL: "the kernel has the function, but no address to probe",
         errno.EBUSY: "the place is taken, by live patching or a conflicting attachment",
         errno.EOPNOTSUPP: f"this kernel has no {kind}s",
-        ENOTSUPP: "the kernel cannot attach there: no trampolines, or the function is not traceable",
+        ENOTSUPP: "no trampolines in this kernel, or the function is not traceable",
         errno.EINVAL: "the function cannot be probed, or the program is of another type",
         errno.E2BIG: "too many programs are attached there",
         errno.ENOMEM: "out of memory",
