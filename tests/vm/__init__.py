@@ -1,1 +1,4 @@
-"""Guests: the kernels that the project promises, booted on this machine's own root file system."""
+# SPDX-License-Identifier: Apache-2.0
+"""
+Guests: the kernels that the project promises, booted on this machine's own root file system.
+"""

@@ -1,4 +1,7 @@
-"""``python -m tests.vm``: fetch kernels and run commands in their guests."""
+# SPDX-License-Identifier: Apache-2.0
+"""
+``python -m tests.vm``: fetch kernels and run commands in their guests.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ from tests.vm import boot, fetch, kernels
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says; return the guest command's exit status (70 when the guest itself failed)."""
+    """
+    Return the guest command's exit status, or 70 when the guest itself failed.
+    """
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "list":
             for kernel in kernels.KERNELS:
                 image = fetch.cached(kernel)
-                print(f"{kernel.name:6} {image.release if image else '(not fetched)':28} {kernel.why}")
+                print(
+                    f"{kernel.name:6} {image.release if image else '(not fetched)':28} {kernel.why}"
+                )
             return 0
         if options.verb == "fetch":
             for name in options.kernels or [kernel.name for kernel in kernels.KERNELS]:
@@ -51,7 +58,10 @@ def _run(options: argparse.Namespace) -> int:
             machine=boot.Machine(options.memory, options.cpus, options.single_threaded),
             show=_show,
         )
-    print(f"{image.release}: exit status {outcome.status} after {outcome.seconds:.0f} s", file=sys.stderr)
+    print(
+        f"{image.release}: exit status {outcome.status} after {outcome.seconds:.0f} s",
+        file=sys.stderr,
+    )
     return outcome.status
 
 
@@ -65,15 +75,23 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="the kernels, and which are fetched")
     fetching = verbs.add_parser("fetch", help="fetch kernels into the cache")
-    fetching.add_argument("--again", action="store_true", help="look for a newer build of what is there")
+    fetching.add_argument(
+        "--again", action="store_true", help="look for a newer build of what is there"
+    )
     fetching.add_argument("kernels", nargs="*", metavar="KERNEL")
     running = verbs.add_parser("run", help="run one command in a guest")
     running.add_argument("--kernel", required=True)
-    running.add_argument("--timeout", type=float, default=1800.0, metavar="S", help="boot included (%(default)s)")
-    running.add_argument("--share", type=Path, help="a folder that the guest may write to, and where logs stay")
+    running.add_argument(
+        "--timeout", type=float, default=1800.0, metavar="S", help="boot included (%(default)s)"
+    )
+    running.add_argument(
+        "--share", type=Path, help="a folder that the guest may write to, and where logs stay"
+    )
     running.add_argument("--memory", default="1G")
     running.add_argument("--cpus", type=int, default=2)
-    running.add_argument("--single-threaded", action="store_true", help="emulate all processors in one thread")
+    running.add_argument(
+        "--single-threaded", action="store_true", help="emulate all processors in one thread"
+    )
     running.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     return parser
 

@@ -1,7 +1,10 @@
-"""Boot a fetched kernel with QEMU on this machine's own root file system and run one command in it.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Boot a fetched kernel with QEMU on this machine's own root file system and run one command in it.
 
-virtme-ng shares the root with the guest, read-only, so the guest has the same Python, the same virtual environment and the
-same checkout.  One folder is shared for writing: what the command prints goes there, and its exit status.  The console
+virtme-ng shares the root with the guest, read-only, so the guest has the same Python, the same
+virtual environment and the same checkout.  One folder is shared for writing: what the command
+prints goes there, and its exit status.  The console
 stays apart, for the kernel's own words.
 """
 
@@ -54,12 +57,16 @@ mv {share}/status.new {share}/status
 
 
 class BootError(RuntimeError):
-    """A guest could not be started, or ended without saying how its command did."""
+    """
+    A guest could not be started, or ended without saying how its command did.
+    """
 
 
 @attrs.frozen
 class Outcome:
-    """What a guest left: the command's exit status and words, the kernel's words, and how long it took in seconds."""
+    """
+    What a guest left: the command's status and words, the kernel's words, and seconds taken.
+    """
 
     status: int
     output: str
@@ -69,10 +76,11 @@ class Outcome:
 
 @attrs.frozen
 class Machine:
-    """The shape of a guest.
+    """
+    The shape of a guest.
 
-    ``single_threaded`` emulates all processors in one thread: slower, but a busy loop on one of them can't starve
-    the others, which the guest's RCU would report as a stall.
+    ``single_threaded`` emulates all processors in one thread: slower, but a busy loop on one of
+    them can't starve the others, which the guest's RCU would report as a stall.
     """
 
     memory: str = "1G"
@@ -89,10 +97,11 @@ def run(  # noqa: PLR0913
     machine: Machine = Machine(),
     show: Callable[[str], object] | None = None,
 ) -> Outcome:
-    """Boot ``image``, run ``command`` in the checkout as root and return its :class:`Outcome`.
+    """
+    Boot ``image``, run ``command`` in the checkout as root and return its :class:`Outcome`.
 
-    ``share`` is a folder that exists; the guest may write to it, under the same path.  ``timeout`` in seconds covers the
-    boot too.  ``show`` gets what the command prints, as it comes.
+    ``share`` is a folder that exists; the guest may write to it, under the same path.  ``timeout``
+    in seconds covers the boot too.  ``show`` gets what the command prints, as it comes.
 
     Raises :exc:`BootError` when the guest dies, hangs or never gets as far as the command.
     """
@@ -104,13 +113,16 @@ def run(  # noqa: PLR0913
     (share / "output").touch()
     started = time.monotonic()
     with (share / "console").open("wb") as console:
-        guest = subprocess.Popen(  # noqa: S603
+        guest = subprocess.Popen(
             _vng(image, script, share, machine),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"},
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+            },
             start_new_session=True,
         )
         try:
@@ -121,14 +133,21 @@ def run(  # noqa: PLR0913
     status = share / "status"
     if not status.exists():
         tail = "\n".join(_read(share / "console").splitlines()[-40:])
-        how = f"ended (status {guest.returncode})" if ended else f"was stopped after {timeout:.0f} s"
-        msg = f"{image.release}: the guest {how} before its command did; the end of its console:\n{tail}"
+        how = (
+            f"ended (status {guest.returncode})" if ended else f"was stopped after {timeout:.0f} s"
+        )
+        said = f"the guest {how} before its command did; the end of its console:\n{tail}"
+        msg = f"{image.release}: {said}"
         raise BootError(msg)
-    return Outcome(int(status.read_text()), _read(share / "output"), _read(share / "dmesg"), seconds)
+    return Outcome(
+        int(status.read_text()), _read(share / "output"), _read(share / "dmesg"), seconds
+    )
 
 
 def missing() -> list[str]:
-    """Return what this machine lacks for booting guests, each with its remedy."""
+    """
+    Return what this machine lacks for booting guests, each with its remedy.
+    """
     lacks = []
     if shutil.which("qemu-system-x86_64") is None:
         lacks.append("qemu-system-x86_64 (apt-get install qemu-system-x86)")
@@ -137,6 +156,13 @@ def missing() -> list[str]:
     if shutil.which("busybox") is None:
         lacks.append("a static busybox (apt-get install busybox-static)")
     return lacks
+
+
+def python() -> str:
+    """
+    Return the path of the running Python, which the guest has too.
+    """
+    return shlex.quote(sys.executable)
 
 
 def _vng_path() -> str | None:
@@ -184,9 +210,14 @@ def _script(command: str | Sequence[str], share: Path) -> str:
 
 
 def _follow(
-    guest: subprocess.Popen[bytes], output: Path, deadline: float, show: Callable[[str], object] | None
+    guest: subprocess.Popen[bytes],
+    output: Path,
+    deadline: float,
+    show: Callable[[str], object] | None,
 ) -> bool:
-    """Show what the command prints until the guest ends (true) or the deadline has passed (false)."""
+    """
+    Show what the command prints until the guest ends (true) or the deadline has passed (false).
+    """
     with output.open("r", errors="replace") as printed:
         while True:
             ended = guest.poll() is not None
@@ -199,7 +230,9 @@ def _follow(
 
 
 def _end(guest: subprocess.Popen[bytes]) -> None:
-    """Stop the guest's whole process group: vng, its shell and QEMU."""
+    """
+    Stop the guest's whole process group: vng, its shell and QEMU.
+    """
     if guest.poll() is None:
         os.killpg(guest.pid, signal.SIGTERM)
         try:

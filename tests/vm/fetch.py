@@ -1,7 +1,9 @@
-"""Fetch a Debian kernel package and unpack it into the cache, without installing anything.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Fetch a Debian kernel package and unpack it into the cache, without installing anything.
 
-apt does the work, with a state folder of its own, so the machine's package lists stay as they are.  The mirror is the one
-that apt is configured with; ``KPROBE_MODULES_DEBIAN_MIRROR`` names another.
+apt does the work, with a state folder of its own, so the machine's package lists stay as they are.
+The mirror is the one that apt is configured with; ``KPROBE_MODULES_DEBIAN_MIRROR`` names another.
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ KERNEL_PACKAGE = re.compile(r"linux-(?:image|modules|binary)-[0-9][^ ,|(]*")
 
 
 class FetchError(RuntimeError):
-    """A kernel could not be fetched; the text says what was asked of whom."""
+    """
+    A kernel could not be fetched; the text says what was asked of whom.
+    """
 
 
 @attrs.frozen
 class Image:
-    """An unpacked kernel: its release, its compressed image and the folder of its loadable modules."""
+    """
+    An unpacked kernel: its release, its compressed image and the folder of its loadable modules.
+    """
 
     release: str
     vmlinuz: Path
@@ -44,13 +50,17 @@ class Image:
 
 
 def cache() -> Path:
-    """Return the folder, outside the checkout, where kernels are kept."""
+    """
+    Return the folder, outside the checkout, where kernels are kept.
+    """
     chosen = os.environ.get("KPROBE_MODULES_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "kprobe_modules"
 
 
 def cached(kernel: Kernel) -> Image | None:
-    """Return the kernel's image if it was fetched before."""
+    """
+    Return the kernel's image if it was fetched before.
+    """
     folder = cache() / "kernels" / kernel.name
     for image in sorted(folder.glob("boot/vmlinuz-*")):
         release = image.name.removeprefix("vmlinuz-")
@@ -61,7 +71,8 @@ def cached(kernel: Kernel) -> Image | None:
 
 
 def fetch(kernel: Kernel, *, again: bool = False) -> Image:
-    """Return the kernel's image, fetching the newest build when there is none yet or ``again`` is set.
+    """
+    Return the kernel's image, fetching the newest build when there is none yet or ``again`` is set.
 
     Raises :exc:`FetchError` when apt cannot deliver it.
     """
@@ -81,13 +92,16 @@ def fetch(kernel: Kernel, *, again: bool = False) -> Image:
             unpacked.rename(kernels / kernel.name)
         image = cached(kernel)
     if image is None:
-        msg = f"kernel {kernel.name}: the package holds no image with its loadable modules in {kernels / kernel.name}"
+        where = kernels / kernel.name
+        msg = f"kernel {kernel.name}: the packages hold no image with its modules in {where}"
         raise FetchError(msg)
     return image
 
 
 def mirrors() -> dict[str, str]:
-    """Return the addresses of Debian's ``main`` and ``security`` archives on the mirror that apt is configured with."""
+    """
+    Return the addresses of Debian's ``main`` and ``security`` archives, as apt knows them.
+    """
     chosen = os.environ.get("KPROBE_MODULES_DEBIAN_MIRROR")
     if chosen:
         main = chosen.rstrip("/")
@@ -100,15 +114,17 @@ def mirrors() -> dict[str, str]:
         elif "security" in address and "debian" in address:
             found.setdefault("security", address)
     if "main" not in found:
-        msg = "apt is configured with no Debian archive: name a mirror in KPROBE_MODULES_DEBIAN_MIRROR"
+        msg = "apt knows no Debian archive: name a mirror in KPROBE_MODULES_DEBIAN_MIRROR"
         raise FetchError(msg)
     found.setdefault("security", f"{found['main']}-security")
     return found
 
 
 def _download(kernel: Kernel, work: Path) -> list[Path]:
-    """Download the packages of the kernel's newest build into ``work`` and return their paths."""
-    apt = _apt(work)
+    """
+    Download the packages of the kernel's newest build into ``work`` and return their paths.
+    """
+    apt = _Apt(work)
     try:
         _update(apt, work, kernel.suites)
     except FetchError:
@@ -122,7 +138,8 @@ def _download(kernel: Kernel, work: Path) -> list[Path]:
         further = _kernel_packages(_run([*apt("apt-cache"), "--no-all-versions", "show", package]))
         packages.extend(name for name in further if name not in packages)
     if not packages:
-        msg = f"kernel {kernel.name}: linux-image-{architecture} of {kernel.suites[0]} depends on no kernel package"
+        asked = f"linux-image-{architecture} of {kernel.suites[0]}"
+        msg = f"kernel {kernel.name}: {asked} depends on no kernel package"
         raise FetchError(msg)
     debs = work / "debs"
     debs.mkdir()
@@ -135,8 +152,10 @@ def _kernel_packages(shown: str) -> list[str]:
     return list(dict.fromkeys(KERNEL_PACKAGE.findall(" ".join(lines))))
 
 
-class _apt:  # noqa: N801  (a function with memory)
-    """Builds command lines for an apt that has nothing in common with the machine's but its configuration."""
+class _Apt:
+    """
+    Builds command lines for an apt with package lists, cache and sources of its own.
+    """
 
     def __init__(self, work: Path) -> None:
         for folder in ("state/lists/partial", "cache/archives/partial"):
@@ -155,29 +174,32 @@ class _apt:  # noqa: N801  (a function with memory)
             "APT::Sandbox::User": "root",
             "APT::Update::Error-Mode": "any",
         }
-        self.options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+        self.options = [
+            part for key, value in settings.items() for part in ("-o", f"{key}={value}")
+        ]
 
     def __call__(self, program: str) -> list[str]:
         return [program, *self.options]
 
 
-def _update(apt: _apt, work: Path, suites: Sequence[str]) -> None:
+def _update(apt: _Apt, work: Path, suites: Sequence[str]) -> None:
     keyring = next((path for path in KEYRINGS if path.exists()), None)
     signed = f"[signed-by={keyring}] " if keyring else ""
     addresses = mirrors()
-    lines = [
-        f"deb {signed}{addresses['security' if suite.endswith('-security') else 'main']} {suite} main\n"
-        for suite in suites
-    ]
+    lines = []
+    for suite in suites:
+        address = addresses["security" if suite.endswith("-security") else "main"]
+        lines.append(f"deb {signed}{address} {suite} main\n")
     (work / "sources.list").write_text("".join(lines))
     _run([*apt("apt-get"), "update"])
 
 
 def _tidy(unpacked: Path) -> None:
-    """Give every package the same shape, and write ``modules.dep``, which Debian leaves to the installation.
+    """
+    Give every package the same shape, and write ``modules.dep``, as installing it would have.
 
-    Until bookworm the image is ``boot/vmlinuz-<release>`` and modules are under ``lib``; trixie moved modules to
-    ``usr/lib``, and its 7.x packages put the image among them.
+    Until bookworm the image is ``boot/vmlinuz-<release>`` and modules are under ``lib``; trixie
+    moved modules to ``usr/lib``, and its 7.x packages put the image among them.
     """
     merged = unpacked / "usr/lib/modules"
     if merged.is_dir():
@@ -203,9 +225,16 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _run(command: Sequence[str], folder: Path | None = None) -> str:
-    """Run a program and return what it printed; its own words are in the error when it fails."""
-    done = subprocess.run(  # noqa: S603  (fixed programs)
-        command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    """
+    Run a program and return what it printed; its own words are in the error when it fails.
+    """
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
     if done.returncode:

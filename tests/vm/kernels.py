@@ -1,4 +1,7 @@
-"""The kernels that every change is proven on.  This is the one list."""
+# SPDX-License-Identifier: Apache-2.0
+"""
+The kernels that every change is proven on.  This is the one list.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ import attrs
 
 @attrs.frozen
 class Kernel:
-    """A kernel of the list.
+    """
+    A kernel of the list.
 
-    ``suites`` are Debian suites, of which the first holds the kernel and the others may hold a newer build of it.
-    ``why`` says what this kernel proves that the others do not.
+    ``suites`` are Debian suites, of which the first holds the kernel and the others may hold a
+    newer build of it.  ``why`` says what this kernel proves that the others do not.
     """
 
     name: str
@@ -43,7 +47,9 @@ KERNELS = (
 
 
 def find(name: str) -> Kernel:
-    """Return the kernel called ``name``; raise :exc:`LookupError` that lists the names otherwise."""
+    """
+    Return the kernel called ``name``; raise :exc:`LookupError` that lists the names otherwise.
+    """
     wanted = {name, f"{name}.x"}
     for kernel in KERNELS:
         if kernel.name in wanted:

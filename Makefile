@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+# One word per task; each sets up what it needs.
+#
+#   make run ARGS='-m processes -o json'    what happens on this machine
+#   make test                               everything below, as far as the machine allows
+#   make test-unit                          no privileges, no kernel
+#   make test-bpf                           loads BPF programs, attaches none
+#   make test-kernel                        attaches to this machine's own kernel
+#   make test-vm KERNEL=6.12                in guests: all kernels without KERNEL
+#   make vm KERNEL=6.12 CMD='uname -a'      one command in a guest
+#   make check                              lint, types, format, architecture, generated files
+#   make format                             what `make check` would ask for and a tool can do
+#   make bpf                                compile the BPF objects, write the layouts
+#   make bench                              the figures, also in build/bench.json
+#   make clean
+#
+# KPROBE_MODULES_TEST_STRICT=1 turns every skipped test into a failure.  TESTS=... chooses tests.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest
+INSTALL := tools/install_packages.sh
+C_SOURCES = $$(git ls-files --cached --others --exclude-standard '*.c' '*.h')
+PYTHON_SOURCES := src modules rings tests tools setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-unit test-bpf test-kernel test-vm vm check format bpf bench clean
+
+help:
+	@sed -n '/^#   make/s/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+# The virtual environment: what running needs, and what developing needs on top.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+MADE_FROM := setup.cfg setup.py pyproject.toml $(wildcard rings/*.c rings/*.h)
+
+$(VENV)/.run: $(MADE_FROM) | $(VENV)/bin/python
+	@$(INSTALL) run build
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(MADE_FROM) | $(VENV)/bin/python
+	@$(INSTALL) run build
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,test,pylibbpf]'
+	@touch $(VENV)/.run $@
+
+run: $(VENV)/.run
+	@$(VENV)/bin/kprobe-modules run $(ARGS)
+
+test:
+	@$(MAKE) --no-print-directory --keep-going test-unit test-bpf test-kernel test-vm
+
+test-unit: $(VENV)/.dev
+	$(PYTEST) $(or $(TESTS),tests/unit)
+
+test-bpf: $(VENV)/.dev
+	$(PYTEST) $(or $(TESTS),tests/bpf)
+
+# The guests prove each hook strictly; the machine's own kernel has the hooks that it has.
+test-kernel: $(VENV)/.dev
+	KPROBE_MODULES_TEST_STRICT=0 $(PYTEST) $(or $(TESTS),tests/kernel)
+
+test-vm: $(VENV)/.dev
+	@$(INSTALL) vm peers
+	KPROBE_MODULES_KERNELS='$(KERNEL)' KPROBE_MODULES_VM_TESTS='$(TESTS)' $(PYTEST) tests/vm
+
+vm: $(VENV)/.dev
+	@$(INSTALL) vm
+	@$(PY) -m tests.vm run --kernel '$(KERNEL)' -- "$$CMD"
+
+check: $(VENV)/.dev
+	@$(INSTALL) bpf check
+	$(VENV)/bin/ruff check $(PYTHON_SOURCES)
+	$(VENV)/bin/ruff format --check $(PYTHON_SOURCES)
+	$(PY) tools/package_view.py
+	MYPYPATH=build/view $(PY) -m mypy -p kprobe_modules
+	clang-format-14 --dry-run --Werror $(C_SOURCES)
+	$(PYTEST) -q tests/unit/test_imports_table.py
+	$(PY) tools/build_bpf.py --check
+
+format: $(VENV)/.dev
+	@$(INSTALL) check
+	$(VENV)/bin/ruff check --fix --exit-zero --quiet $(PYTHON_SOURCES)
+	$(VENV)/bin/ruff format --quiet $(PYTHON_SOURCES)
+	clang-format-14 -i $(C_SOURCES)
+
+bpf: $(VENV)/.run
+	@$(INSTALL) bpf
+	$(PY) tools/build_bpf.py
+
+bench: $(VENV)/.dev
+	$(PY) -m tests.bench
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info src/*.egg-info rings/*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src modules rings tests tools -name __pycache__ -prune -exec rm -rf {} +

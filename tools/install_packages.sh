@@ -1,0 +1,49 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Install the Debian packages that a task needs and the machine lacks: install_packages.sh TASK...
+# As root it installs; otherwise it says what to install and goes on.
+set -euo pipefail
+
+# Each line: a file or command that proves the package is there, and the package.
+run='lib:libbpf.so.1 libbpf1'
+build='cc gcc'
+bpf='clang-14 clang-14
+llvm-strip-14 llvm-14'
+check='clang-format-14 clang-format-14'
+vm='qemu-system-x86_64 qemu-system-x86
+depmod kmod
+busybox busybox-static
+/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring'
+peers='/usr/sbin/execsnoop libbpf-tools'
+
+PATH=$PATH:/usr/sbin:/sbin
+
+present() {
+	case $1 in
+	lib:*) [[ $(ldconfig -p) == *"${1#lib:} "* ]] ;;
+	/*) [[ -e $1 ]] ;;
+	*) command -v "$1" > /dev/null ;;
+	esac
+}
+
+missing=()
+for task in "$@"; do
+	while read -r proof package; do
+		present "$proof" || missing+=("$package")
+	done <<< "${!task}"
+done
+
+if [[ ${#missing[@]} -eq 0 ]]; then
+	exit 0
+fi
+if [[ $(id -u) -ne 0 ]] || ! command -v apt-get > /dev/null; then
+	echo "not here, and some of what follows needs it: ${missing[*]}" >&2
+	echo "as root: apt-get install ${missing[*]}" >&2
+	exit 0
+fi
+echo "installing ${missing[*]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+# Another source of the machine may be broken; what matters is whether the packages come.
+apt-get -qq update < /dev/null || true
+apt-get -qq install -y --no-install-recommends "${missing[@]}" < /dev/null > /dev/null ||
+	echo "apt-get could not install all of: ${missing[*]}" >&2
