@@ -550,8 +550,10 @@ class Collector:
         deadline = monotonic() + timeout
         wanted = math.inf if max_records is None else max_records
         # Backlog enough: the rings can wait, they are bounded and this is not.
-        if len(self._pending) < wanted:
+        more = True
+        while more and len(self._pending) < wanted:
             self._advance(0)
+            more = self._intake.more
         while not self._pending and not self._closed and (left := deadline - monotonic()) > 0:
             self._advance(left)
         records: list[Record] = []
@@ -579,11 +581,11 @@ class Collector:
             try:
                 record = self._pending.popleft()
             except IndexError:
-                if self._closed or expired:
+                if self._closed or (expired and not self._intake.more):
                     return
                 left = self._interval if deadline is None else deadline - monotonic()
                 # Once more after the time is over: what has happened until then.
-                expired = left <= 0
+                expired = expired or (left <= 0 and not self._intake.more)
                 self._advance(left)
                 continue
             given += 1
