@@ -1,11 +1,10 @@
-"""The modules that ship with kprobe_modules, one package per kind of entity.
-
-Importable as `kprobe_modules.modules.<entity>` only: from the root of a checkout the same files
-could also be imported as `modules.<entity>`, and every class would then exist twice.
+# SPDX-License-Identifier: Apache-2.0
+"""
+The modules that ship with kprobe_modules, one package for each kind of entity.
 """
 
 if __name__ != "kprobe_modules.modules":
-    raise ImportError(
-        f"imported as {__name__!r}: use kprobe_modules.modules, and not the checkout's root folder",
-        name=__name__,
+    _message = (
+        f"import kprobe_modules.modules, not {__name__}: two names would make two of each class"
     )
+    raise ImportError(_message)
