@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kprobe_modules.records import Lost, Record, Stats
+from kprobe_modules.records import Lost, Record, Stats, Steady
 from kprobe_modules.sinks import discard
 from kprobe_modules.sinks.columns import Columns, Style
 from kprobe_modules.sinks.jsonl import JsonLines, PrettyJson
@@ -38,6 +38,11 @@ class DoorOpened(Record, module="doors"):
     colour: Colour | None = None
     duration: int | None = None
     existing: bool = False
+
+
+@attrs.define
+class Knocked(Record, module="doors"):
+    pid: int
 
 
 AT = 1_700_000_000_123_456_789
@@ -69,7 +74,7 @@ def json_line(record: Record, **how: object) -> bytes:
 
 def lines(records: list[Record], style: Style, width: int | None = None) -> list[str]:
     stream = io.BytesIO()
-    sink = Columns(stream, style, width=lambda: width, expected=[("doors", "door_opened")])
+    sink = Columns(stream, style, width=lambda: width, expected=[DoorOpened])
     for record in records:
         sink(record)
     return stream.getvalue().decode().splitlines()
@@ -177,6 +182,19 @@ def test_columns_of_a_record_without_the_shared_fields() -> None:
 
     cells = f"{'lost':<11} {'-':>7} {'-':>7} {'-':<16}"
     assert found == f"22:13:20.123 doors  {cells} message=open cpu=3 count=17"
+
+
+def test_a_column_that_no_expected_record_fills_is_left_out() -> None:
+    stream = io.BytesIO()
+    Columns(stream, expected=[Steady, Knocked])(Knocked(AT, pid=7))
+
+    assert stream.getvalue().decode().splitlines()[0].split() == [
+        "TIME",
+        "MODULE",
+        "RECORD",
+        "PID",
+        "DETAILS",
+    ]
 
 
 def test_wide_shows_instants_and_cuts_nothing() -> None:

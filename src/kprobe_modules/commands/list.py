@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from kprobe_modules import config, hooks, objectfile
+from kprobe_modules import config
 from kprobe_modules.commands import options
+from kprobe_modules.doctor.modules import doubt, prospect
 from kprobe_modules.errors import KprobeModulesError
-from kprobe_modules.features import Features, Support
+from kprobe_modules.features import Features
 from kprobe_modules.libbpf import find
-from kprobe_modules.maps import machine_arch
 from kprobe_modules.registry import Registry
 from kprobe_modules.sinks.values import readable
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import argparse
 
     from kprobe_modules.config import Options
+    from kprobe_modules.doctor.modules import Prospect
     from kprobe_modules.hooks import Choice
-    from kprobe_modules.objectfile import ObjectSpec
 
 __all__ = ["run"]
 
@@ -52,40 +52,26 @@ def _entry(name: str, registry: Registry, features: Features, chosen: Options) -
     try:
         manifest = registry.load(name)
         entry |= {"version": manifest.version, "summary": manifest.summary}
-        spec = objectfile.read(manifest.object_bytes(machine_arch()), name)
-        prefix = f"{name}."
-        own = {
-            key.removeprefix(prefix): program
-            for key, program in chosen.hooks.items()
-            if key.startswith(prefix)
-        }
-        choices = hooks.choose(manifest, spec, features, chosen=own)
+        found = prospect(name, registry, features, chosen)
     except KprobeModulesError as error:
         return entry | {"error": str(error)}
-    return entry | {"hooks": [_hook(choice, spec, features) for choice in choices]}
+    return entry | {"hooks": [_hook(choice, found, features) for choice in found.choices]}
 
 
-def _hook(choice: Choice, spec: ObjectSpec, features: Features) -> dict[str, Any]:
+def _hook(choice: Choice, found: Prospect, features: Features) -> dict[str, Any]:
+    alternative = choice.alternative
     entry: dict[str, Any] = {
         "hook": choice.hook.name,
         "tag": choice.hook.tag,
         "notices": choice.hook.notices,
         "required": choice.hook.required,
-        "program": None,
-        "attach_point": None,
-        "certain": True,
+        "live": alternative.name if alternative else None,
+        "attach_point": choice.attach_point or None,
+        "doubt": doubt(choice, found.spec, features) or None,
         "fields_missing": list(choice.fields_missing),
         "rejected": dict(choice.rejected),
     }
-    if choice.alternative is not None:
-        program = spec.program(choice.alternative.program)
-        support = features.program(program.kind, program.target)
-        entry["program"] = program.name
-        entry["attach_point"] = choice.attach_point
-        entry["certain"] = support.support is not Support.UNKNOWN
-    elif choice.waiting:
-        entry["waiting_for"] = choice.hook.awaits
-    return entry
+    return entry | ({"waiting_for": choice.hook.awaits} if choice.waiting else {})
 
 
 def _text(entry: dict[str, Any]) -> str:
@@ -100,15 +86,15 @@ def _text(entry: dict[str, Any]) -> str:
         lines.append(f"  {hook['tag']:<9} {hook['hook']:<14} {live}")
         if hook["fields_missing"]:
             lines.append(f"{'':27}cannot fill {', '.join(hook['fields_missing'])}")
-        if hook["program"] is None:
+        if hook["live"] is None:
             lines += [f"{'':27}{name}: {reason}" for name, reason in hook["rejected"].items()]
     return "\n".join(map(readable, lines))
 
 
 def _live(hook: dict[str, Any]) -> str:
-    if hook["program"] is not None:
-        doubt = "" if hook["certain"] else ", to be tried: cannot tell without privileges"
-        return f"{hook['program']} ({hook['attach_point']}){doubt}"
+    if hook["live"] is not None:
+        uncertain = f", to be tried: {hook['doubt']}" if hook["doubt"] else ""
+        return f"{hook['live']} ({hook['attach_point']}){uncertain}"
     if "waiting_for" in hook:
         return f"waits for kernel module {hook['waiting_for']}"
     return "nothing works on this kernel" + (", and it is required" if hook["required"] else "")

@@ -36,6 +36,8 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }
 
+_EQUALITY = (operator.eq, operator.ne)
+
 _MISSING = object()
 
 
@@ -111,7 +113,8 @@ def _comparison(compare: Callable[[Any, Any], bool], wanted: str) -> Callable[[A
 
     def test(value: object) -> bool:
         if isinstance(value, bool) or value is None:
-            return compare(_text(value), wanted.lower())
+            # Truth and absence have no order.
+            return compare in _EQUALITY and compare(_text(value), wanted.lower())
         if isinstance(value, (int, float)):
             # Text never equals a number, and has no order with one.
             return compare(value, number) if number is not None else compare is operator.ne

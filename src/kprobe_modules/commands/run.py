@@ -201,7 +201,7 @@ def _printer(
                 wide=parsed.wide,
                 fields=fields,
             ),
-            expected=[(getattr(kind, "module", ""), kind.record) for kind in kinds],
+            expected=kinds,
         )
     return Printer(sink, conditions, output == "columns", parsed.max_records)
 

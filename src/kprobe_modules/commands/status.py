@@ -35,11 +35,11 @@ def attached(status: ModuleStatus) -> str:
     Return the line for a module that was attached: what is live, what is missing.
     """
     live = [
-        f"{choice.hook.name} {choice.alternative.program} ({choice.attach_point})"
+        f"{choice.hook.name} {choice.alternative.name} ({choice.attach_point})"
         for choice in status.choices
         if choice.alternative is not None
     ]
-    parts = [f"{status.name} {status.version}: live: {', '.join(live) or 'nothing'}"]
+    parts = [f"{status.name} {status.version}: live: {', '.join(live) or 'no hook'}"]
     absent = [
         choice.hook.name
         for choice in status.choices

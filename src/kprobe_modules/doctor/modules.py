@@ -24,17 +24,25 @@ if TYPE_CHECKING:
     from kprobe_modules.objectfile import ObjectSpec
     from kprobe_modules.registry import Registry
 
-__all__ = ["Examined", "attach_each", "check_libbpf", "check_reader", "examine_module"]
+__all__ = [
+    "Examined",
+    "Prospect",
+    "attach_each",
+    "check_libbpf",
+    "check_reader",
+    "doubt",
+    "examine_module",
+    "prospect",
+]
 
 
 @attrs.frozen
 class Examined:
     """
-    A module as it would come up on this kernel; without choices if it would not.
+    What there is to say about a module, and the kinds of program it would attach.
     """
 
     name: str
-    choices: tuple[Choice, ...] = ()
     kinds: frozenset[str] = frozenset()
     findings: tuple[Finding, ...] = ()
 
@@ -77,38 +85,78 @@ def check_reader() -> Finding:
     return ok("rings.native", "compiled")
 
 
+@attrs.frozen
+class Prospect:
+    """
+    A module, and what would be live of it on this kernel.
+    """
+
+    manifest: Manifest
+    spec: ObjectSpec
+    choices: tuple[Choice, ...]
+
+
+def prospect(name: str, registry: Registry, features: Features, options: Options) -> Prospect:
+    """
+    Read a module and choose its hooks, loading nothing into the kernel.
+
+    Raises:
+        KprobeModulesError: the module, its object or a choice of hook is wrong.
+    """
+    from kprobe_modules import hooks, objectfile
+    from kprobe_modules.loader import kernel_module_loaded
+    from kprobe_modules.maps import machine_arch
+
+    prefix = f"{name}."
+    chosen = {
+        key.removeprefix(prefix): program
+        for key, program in options.hooks.items()
+        if key.startswith(prefix)
+    }
+    manifest = registry.load(name)
+    spec = objectfile.read(manifest.object_bytes(machine_arch()), name)
+    hooks.check_hooks(manifest, spec)
+    choices = hooks.choose(
+        manifest, spec, features, chosen=chosen, kernel_module_loaded=kernel_module_loaded
+    )
+    return Prospect(manifest, spec, choices)
+
+
+def doubt(choice: Choice, spec: ObjectSpec, features: Features) -> str:
+    """
+    Say why it cannot be told that a chosen alternative works; empty when it can.
+    """
+    from kprobe_modules.features import Support
+
+    for name in choice.alternative.programs if choice.alternative else ():
+        program = spec.program(name)
+        answer = features.program(program.kind, program.target)
+        if answer.support is Support.UNKNOWN:
+            return answer.reason
+    return ""
+
+
 def examine_module(
     name: str, registry: Registry, features: Features, host: Host, options: Options
 ) -> Examined:
     """
-    Load a module's manifest and object, and choose its hooks, without the kernel's help.
+    Report on a module and on each of its hooks.
     """
-    from kprobe_modules import hooks, objectfile
-    from kprobe_modules.maps import machine_arch
-
     label = f"module.{name}"
-    chosen = {
-        key.partition(".")[2]: program
-        for key, program in options.hooks.items()
-        if key.partition(".")[0] == name
-    }
     try:
-        manifest = registry.load(name)
-        spec = objectfile.read(manifest.object_bytes(machine_arch()), name)
-        hooks.check_hooks(manifest, spec)
-        choices = hooks.choose(manifest, spec, features, chosen=chosen)
+        found = prospect(name, registry, features, options)
     except KprobeModulesError as error:
         remedy = f"reinstall {_distribution(registry, name)}, or --disable {name}"
         return Examined(name, findings=(fail(label, str(error), remedy),))
     kinds = frozenset(
-        spec.program(program).kind
-        for choice in choices
+        found.spec.program(program).kind
+        for choice in found.choices
         if choice.alternative is not None
-        for program in (choice.alternative.program, *choice.alternative.companions)
+        for program in choice.alternative.programs
     )
-    findings = [ok(label, f"{manifest.version} of {_distribution(registry, name)}")]
-    findings += [_hook(manifest, spec, choice, features, host) for choice in choices]
-    return Examined(name, choices, kinds, tuple(findings))
+    findings = [ok(label, f"{found.manifest.version} of {_distribution(registry, name)}")]
+    findings += [_hook(found, choice, features, host) for choice in found.choices]
+    return Examined(name, kinds, tuple(findings))
 
 
 def _distribution(registry: Registry, name: str) -> str:
@@ -118,49 +166,53 @@ def _distribution(registry: Registry, name: str) -> str:
         return "its distribution"
 
 
-def _hook(
-    manifest: Manifest, spec: ObjectSpec, choice: Choice, features: Features, host: Host
-) -> Finding:
+def _hook(found: Prospect, choice: Choice, features: Features, host: Host) -> Finding:
     """
     Say which alternative of a hook would be live here.
     """
-    from kprobe_modules.features import Support
-
-    label = f"hook.{manifest.name}.{choice.hook.name}"
-    rejected = "; ".join(
-        f"{program}: {reason}{_variants(spec, program, host)}"
-        for program, reason in choice.rejected
-    )
+    label = f"hook.{found.manifest.name}.{choice.hook.name}"
     missing = f"cannot fill {', '.join(choice.fields_missing)}" if choice.fields_missing else ""
     if choice.alternative is None:
-        found = "; ".join(filter(None, ("no alternative works here", missing, rejected)))
-        if choice.waiting:
-            remedy = f"modprobe {choice.hook.awaits}; it attaches when that is loaded"
-            return warn(label, found, remedy)
-        if choice.hook.required:
-            return fail(label, found, f"boot another kernel, or --disable {manifest.name}")
-        return warn(label, found)
-    live = f"{choice.alternative.program} ({choice.attach_point})"
-    program = spec.program(choice.alternative.program)
-    support = features.program(program.kind, program.target)
-    if support.support is Support.UNKNOWN:
-        found = "; ".join(filter(None, (f"{live} would be tried: {support.reason}", missing)))
-        return skip(label, found)
-    found = "; ".join(filter(None, (live, missing, choice.alternative.note)))
-    return warn(label, found) if missing else ok(label, found)
+        return _absent(found, choice, label, missing, host)
+    live = f"{choice.alternative.name} ({choice.attach_point})"
+    uncertain = doubt(choice, found.spec, features)
+    if uncertain:
+        return skip(label, _join(f"{live} would be tried: {uncertain}", missing))
+    text = _join(live, missing, choice.alternative.note)
+    return warn(label, text) if missing else ok(label, text)
+
+
+def _absent(found: Prospect, choice: Choice, label: str, missing: str, host: Host) -> Finding:
+    name = found.manifest.name
+    rejected = [
+        f"{program}: {reason}{_variants(found.spec, program, host)}"
+        for program, reason in choice.rejected
+    ]
+    text = _join("no alternative works here", missing, *rejected)
+    if choice.waiting:
+        return warn(label, text, f"modprobe {choice.hook.awaits}; the hook attaches by itself then")
+    if choice.hook.required:
+        return fail(label, text, f"boot a kernel that has one of them, or --disable {name}")
+    return warn(label, text)
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
 
 
 def _variants(spec: ObjectSpec, program: str, host: Host) -> str:
     """
     Explain a missing function that the compiler cut up or renamed.
     """
-    item = spec.program(program)
-    if item.kind not in ("kprobe", "kretprobe", "fentry", "fexit"):
+    targets = {item.name: item.target for item in spec.programs if item.kind in _BY_FUNCTION}
+    target = targets.get(program)
+    if target is None or not host.functions or target in host.functions:
         return ""
-    if not host.functions or item.target in host.functions:
-        return ""
-    variants = host.variants(item.target)
+    variants = host.variants(target)
     return f" (only {', '.join(variants[:3])})" if variants else ""
+
+
+_BY_FUNCTION = ("kprobe", "kretprobe", "fentry", "fexit")
 
 
 def attach_each(names: Iterable[str], registry: Registry, options: Options) -> Iterator[Finding]:
@@ -174,7 +226,7 @@ def attach_each(names: Iterable[str], registry: Registry, options: Options) -> I
         try:
             with open_collector(options, registry) as collector:
                 collector.attach(name, **options.tunables.get(name, {}))
-                live = ", ".join(sorted(collector.status(name).live.values()))
+                live = ", ".join(sorted(collector.status(name).live.values())) or "nothing"
                 collector.detach(name)
         except VerifierError as error:
             tail = " | ".join(error.tail().splitlines())

@@ -76,7 +76,8 @@ class Columns:
         style: what to show.
         width: returns the columns of the terminal, or None when lines are not to
             be cut; by default the stream is asked.
-        expected: names of the records that will come, to size their column.
+        expected: the records that may come: they size the columns, and a column
+            that none of them fills is left out.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Columns:
         style: Style | None = None,
         *,
         width: Callable[[], int | None] | None = None,
-        expected: Sequence[tuple[str, str]] = (),
+        expected: Sequence[type[Record]] = (),
     ) -> None:
         self._stream = stream
         self._style = style or Style()
@@ -96,17 +97,17 @@ class Columns:
         self._width: int | None = None
         self._rest: dict[type[Record], tuple[str, ...]] = {}
 
-    def _chosen(self, expected: Sequence[tuple[str, str]]) -> tuple[_Column, ...]:
+    def _chosen(self, expected: Sequence[type[Record]]) -> tuple[_Column, ...]:
         fields = self._style.fields
         if fields is None:
-            fields = tuple(
-                column.name for column in _SHARED if column.name != "uid" or self._style.uid
-            )
-            fields = ("time", "module", "record", *fields)
+            filled = {name for kind in expected for name in field_names(kind)}
+            shared = [column.name for column in _SHARED if column.name != "uid" or self._style.uid]
+            fields = ("time", "module", "record")
+            fields += tuple(name for name in shared if not expected or name in filled)
         widths = {
             "time": {"clock": 12, "time": 8, "seconds": 12}[self._style.when],
-            "module": max([len("module"), *(len(module) for module, _ in expected)]),
-            "record": max([len("record"), *(len(record) for _, record in expected)]),
+            "module": max([0, *(len(str(kind.module)) for kind in expected)]),
+            "record": max([0, *(len(kind.record) for kind in expected)]),
             **_WIDTHS,
         }
         right = {column.name for column in _SHARED if column.right}
