@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["ENOTSUPP", "Descriptor", "KernelError", "name_of", "symbol_of"]
+__all__ = ["ENOTSUPP", "Descriptor", "KernelError", "expect", "name_of", "symbol_of"]
 
 #: An error number internal to the kernel, which bpf(2) returns all the same.
 ENOTSUPP = 524
@@ -59,6 +59,30 @@ def symbol_of(code: int) -> str:
     if code == ENOTSUPP:
         return "ENOTSUPP"
     return errno.errorcode.get(code, str(code))
+
+
+def expect(fd: int, kind: str) -> None:
+    """
+    Check that a descriptor is of a BPF object of one kind.
+
+    The kernel answers questions about any of them with one call, and fills in
+    another kind's struct without complaint.
+
+    Args:
+        fd: the descriptor.
+        kind: ``bpf-map``, ``bpf-prog`` or ``bpf_link``, the kernel's own names.
+
+    Raises:
+        KernelError: it is of another kind (EINVAL), or none (EBADF).
+    """
+    try:
+        target = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - hot enough
+    except FileNotFoundError:
+        if not os.path.exists("/proc/self/fd"):  # noqa: PTH110
+            return  # without procfs nothing can be told
+        raise KernelError(errno.EBADF, f"descriptor {fd}: information as {kind}") from None
+    if target != f"anon_inode:{kind}":
+        raise KernelError(errno.EINVAL, f"descriptor {fd}: information as {kind}")
 
 
 class Descriptor:

@@ -13,7 +13,7 @@ import attrs
 
 from kprobe_modules.errors import PrivilegeError
 from kprobe_modules.libbpf import structs
-from kprobe_modules.libbpf.descriptor import KernelError
+from kprobe_modules.libbpf.descriptor import KernelError, expect
 from kprobe_modules.libbpf.provider import in_use
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def link_info(fd: int, *, library: Library | None = None) -> LinkInfo:
     Raises:
         KernelError: not a link (EINVAL), or not a descriptor (EBADF).
     """
+    expect(fd, "bpf_link")
     found = structs.LinkInfo()
     size = ctypes.c_uint32(ctypes.sizeof(found))
     c = (library or in_use()).c

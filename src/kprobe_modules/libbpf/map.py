@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kprobe_modules.libbpf import structs
-from kprobe_modules.libbpf.descriptor import KernelError
+from kprobe_modules.libbpf.descriptor import KernelError, expect
 from kprobe_modules.libbpf.provider import in_use
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def info(fd: int, *, library: Library | None = None) -> MapInfo:
     Raises:
         KernelError: not a map (EINVAL), or not a descriptor (EBADF).
     """
+    expect(fd, "bpf-map")
     # A fresh, zeroed struct each time: the kernel answers E2BIG to bytes that
     # it does not know and that are not zero.
     found = structs.MapInfo()

@@ -14,7 +14,7 @@ import attrs
 
 from kprobe_modules.errors import NotSupportedError, PrivilegeError
 from kprobe_modules.libbpf import structs
-from kprobe_modules.libbpf.descriptor import Descriptor, KernelError
+from kprobe_modules.libbpf.descriptor import Descriptor, KernelError, expect
 from kprobe_modules.libbpf.provider import Library, in_use
 
 __all__ = ["ProgramInfo", "enable_stats", "prog_info", "test_run"]
@@ -62,6 +62,7 @@ def prog_info(fd: int, *, library: Library | None = None) -> ProgramInfo:
     Raises:
         KernelError: not a program (EINVAL), or not a descriptor (EBADF).
     """
+    expect(fd, "bpf-prog")
     found = structs.ProgramInfo()
     size = ctypes.c_uint32(ctypes.sizeof(found))
     c = (library or in_use()).c
