@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 import attrs
@@ -20,10 +21,13 @@ import attrs
 from tests.bench.workshop import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["Peer", "Seen"]
+__all__ = ["CPU", "Peer", "Seen"]
+
+CPU = 0
+"""Where every consumer runs."""
 
 
 @attrs.frozen
@@ -40,9 +44,30 @@ class Seen:
     checksum: int
 
 
+@contextmanager
+def _scheduled(*, undisturbed: bool) -> Iterator[None]:
+    """
+    What is started within inherits this, with all the threads of its runtime.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {CPU})
+    try:
+        if undisturbed:
+            # Containers may be refused real-time scheduling; then there is more noise.
+            with suppress(PermissionError):
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, before)
+
+
 class Peer:
     """
-    A running consumer pinned to *cpu*, with rings of *pages* per CPU.
+    A running consumer on CPU 0, with rings of *pages* per CPU.
+
+    If *undisturbed*, it runs ahead of ordinary processes: a drain takes a
+    tenth of a millisecond, and being put aside once makes it ten.
     """
 
     def __init__(
@@ -51,13 +76,10 @@ class Peer:
         events: int,
         pages: int,
         *,
-        cpu: int = 0,
         environment: Mapping[str, str] | None = None,
+        undisturbed: bool = False,
     ) -> None:
-        before = os.sched_getaffinity(0)
-        # Set before the start, so that a runtime's threads inherit it.
-        os.sched_setaffinity(0, {cpu})
-        try:
+        with _scheduled(undisturbed=undisturbed):
             self._process = subprocess.Popen(
                 [*command, str(events), str(pages)],
                 pass_fds=(events,),
@@ -67,8 +89,6 @@ class Peer:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        finally:
-            os.sched_setaffinity(0, before)
         if self._hear() != "ready":
             self.close()
             msg = f"{command[0]} did not start"

@@ -25,6 +25,7 @@ import attrs
 
 from kprobe_modules import libbpf
 from kprobe_modules.dispatch import Binding, Dispatcher, Faults
+from kprobe_modules.intake import DRAIN_BUDGET
 from kprobe_modules.transport import PAGE, open_bpf_rings, open_perf_rings
 from tests.bench.peers import Seen
 from tests.bench.peers.ours.messages import BenchHandler, spec
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from kprobe_modules.rings import Drained
 
-    from kprobe_modules.records import Record
 
 __all__ = ["Consumer"]
 
@@ -75,16 +75,14 @@ class Consumer:
         """
         One record object per event, each handed to Python code that reads it.
         """
-        tally = _RecordTally()
+        events = sequence = 0
         started = time.monotonic_ns()
-        while True:
-            drained = self.drainer.drain(time_offset=self.offset, budget=CHUNK)
-            for record in self.dispatcher.dispatch(drained):
-                tally.take(record)
-            if not drained.more:
-                break
+        drained = self.drainer.drain(time_offset=self.offset, budget=DRAIN_BUDGET)
+        for record in self.dispatcher.dispatch(drained):
+            events += 1
+            sequence += record.sequence  # type: ignore[attr-defined]
         took = time.monotonic_ns() - started
-        return Seen(took, tally.events, 0, 0, tally.sequence, 0)
+        return Seen(took, events, 0, 0, sequence, 0)
 
     def empty(self) -> dict[str, int]:
         """
@@ -143,23 +141,6 @@ class Consumer:
         malformed = drained.malformed + drained.unknown + disorder
         lost = sum(count for _, count in drained.lost)
         return Seen(took, drained.records, lost, malformed, sequence, checksum)
-
-
-CHUNK = 1024
-"""Records per drain when each becomes an object: more would only grow the heap."""
-
-
-class _RecordTally:
-    """
-    The consumer's code: reads a field of each record.
-    """
-
-    def __init__(self) -> None:
-        self.events = self.sequence = 0
-
-    def take(self, record: Record) -> None:
-        self.events += 1
-        self.sequence += record.sequence  # type: ignore[attr-defined]
 
 
 def _named(names: tuple[str, ...], row: tuple[Any, ...]) -> dict[str, Any]:
