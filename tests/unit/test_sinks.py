@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kprobe_modules.records import Lost, Record, Stats, Steady
-from kprobe_modules.sinks import discard
+from kprobe_modules.sinks import discard, values
 from kprobe_modules.sinks.columns import Columns, Style
 from kprobe_modules.sinks.jsonl import JsonLines, PrettyJson
 from kprobe_modules.sinks.values import duration, plain, readable, safe
@@ -52,6 +52,7 @@ AT = 1_700_000_000_123_456_789
 def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
+    values._local.cache_clear()
 
 
 def opened(**changes: object) -> DoorOpened:

@@ -94,8 +94,7 @@ def _encoder(names: tuple[str, ...]) -> Callable[[Record], bytes]:
     """
     Build the function that encodes one record class.
 
-    The keys are encoded once, here; a value costs one look-up by type.  This is
-    about twice as fast as building a dict for ``json.dumps``.
+    The keys are encoded once, here; a value costs one look-up by type.
     """
     template = "{" + ",".join(f"{json.dumps(name)}:%s" for name in names) + "}\n"
     if not names:
@@ -104,28 +103,35 @@ def _encoder(names: tuple[str, ...]) -> Callable[[Record], bytes]:
         one = attrgetter(names[0])
         return lambda record: (template % _encode(one(record))).encode()
     several = attrgetter(*names)
+    by_type = _BY_TYPE.get
 
     def encode(record: Record) -> bytes:
-        return (template % tuple(map(_encode, several(record)))).encode()
+        texts = [by_type(type(value), _other)(value) for value in several(record)]
+        return (template % tuple(texts)).encode()
 
     return encode
 
 
 def _encode(value: object) -> str:
-    encode = _BY_TYPE.get(type(value))
-    return encode(value) if encode is not None else _dumps(plain(value))
+    return _BY_TYPE.get(type(value), _other)(value)
+
+
+def _other(value: object) -> str:
+    return _dumps(plain(value))
 
 
 def _text(value: str) -> str:
-    return encode_basestring(value if value.isascii() else safe(value))
+    return encode_basestring(value) if value.isascii() else encode_basestring(safe(value))
 
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 #: Exact types only: a subclass may be an enum, which `plain` knows about.
 _BY_TYPE: dict[type, Callable[[Any], str]] = {
-    int: int.__repr__,
+    int: repr,
     str: _text,
     bool: lambda value: "true" if value else "false",
     type(None): lambda _value: "null",
+    list: lambda value: f"[{','.join(map(_encode, value))}]",
+    tuple: lambda value: f"[{','.join(map(_encode, value))}]",
 }

@@ -14,7 +14,8 @@ import math
 import shlex
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime
+from functools import lru_cache
+from time import localtime, strftime
 from typing import Any
 
 import attrs
@@ -115,8 +116,13 @@ def clock(time: int, *, milliseconds: bool = True) -> str:
     """
     seconds, rest = divmod(time, _NS)
     try:
-        moment = datetime.fromtimestamp(seconds, UTC).astimezone()
+        text = _local(seconds)
     except (OverflowError, ValueError, OSError):
         return str(time)
-    text = moment.strftime("%H:%M:%S")
     return f"{text}.{rest // 1_000_000:03d}" if milliseconds else text
+
+
+@lru_cache(maxsize=64)
+def _local(seconds: int) -> str:
+    # Records come in order of time, so that the same second comes again and again.
+    return strftime("%H:%M:%S", localtime(seconds))
