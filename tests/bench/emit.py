@@ -16,6 +16,7 @@ import attrs
 from tests.bench.figures import Figure, Missing, ratios
 from tests.bench.generator import Generator
 from tests.bench.peers import Peer
+from tests.bench.schedule import PRODUCER_CPU
 
 if TYPE_CHECKING:
     from tests.bench.effort import Effort
@@ -26,7 +27,6 @@ __all__ = ["measure"]
 PAGES = 512
 PAGE = 4096
 RUNS = 5
-CPU = 1
 
 BELOW_WAKEUP = 600
 """Messages that stay under ``km_ring_wakeup``, 64 KiB."""
@@ -60,7 +60,7 @@ class Writer:
         times = []
         for _ in range(RUNS):
             self.generator.reset(self.instance)
-            times.append(self.generator.run(self.instance, CPU, self.count))
+            times.append(self.generator.run(self.instance, PRODUCER_CPU, self.count))
             if self.peer is not None:
                 self.peer.drain(self.mode, self.count)
         return statistics.median(times)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from kprobe_modules.collector import Collector
 from kprobe_modules.libbpf import ids, program
 from tests.bench.figures import Figure, Missing, ratios
+from tests.bench.schedule import PRODUCER_CPU, scheduled
 from tests.bench.startup import running
 
 if TYPE_CHECKING:
@@ -42,17 +43,15 @@ BCC_EXECSNOOP = Path("/usr/sbin/execsnoop-bpfcc")
 LIBBPF_EXECSNOOP = Path("/usr/sbin/execsnoop")
 
 START_DEADLINE = 60.0
-CHURN_CPU = 1
 
 
 def churn(workshop: Workshop, count: int) -> float:
     """
     Microseconds per fork, exec and wait.
     """
-    cpu = min(CHURN_CPU, max(os.sched_getaffinity(0)))
-    done = subprocess.run(
-        [str(workshop.churn()), str(count), str(cpu)], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [str(workshop.churn()), str(count)]
+    with scheduled(PRODUCER_CPU):
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout) / count / 1000
 
 
@@ -84,7 +83,7 @@ def _snooping(command: list[str], scratch: Path) -> Iterator[None]:
 
 @contextmanager
 def _ours(scratch: Path) -> Iterator[None]:
-    with (scratch / "overhead.json").open("wb") as output, running(output):
+    with running(scratch, "overhead"):
         yield
 
 
@@ -181,9 +180,10 @@ def programs(
 
 
 def _churn_while_polling(workshop: Workshop, collector: Collector, count: int) -> None:
-    cpu = min(CHURN_CPU, max(os.sched_getaffinity(0)))
-    command = [str(workshop.churn()), str(count), str(cpu)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    command = [str(workshop.churn()), str(count)]
+    with scheduled(PRODUCER_CPU):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    with process:
         while process.poll() is None:
             collector.poll(timeout=0.1)
 

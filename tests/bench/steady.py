@@ -9,7 +9,6 @@ for slow rings.
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
 
 import attrs
@@ -18,6 +17,7 @@ from tests.bench.figures import Figure, Missing, Target
 from tests.bench.generator import Generator
 from tests.bench.peers import Peer
 from tests.bench.rounds import WrongContentsError
+from tests.bench.schedule import CONSUMER_CPU, PRODUCER_CPU
 
 if TYPE_CHECKING:
     from tests.bench.effort import Effort
@@ -47,12 +47,12 @@ class Stretch:
 
 def _stretch(generator: Generator, peer: Peer, seconds: float, per_ms: int) -> Stretch:
     """
-    Run the generator on CPU 1 while the peer, on CPU 0, polls.
+    Run the generator on one CPU while the peer, on another, polls.
 
     CPU time is charged to the generator's seconds, not to the longer watch.
     """
     generator.reset(0)
-    generator.start_rate(0, 1, int(seconds * 1000), per_ms)
+    generator.start_rate(0, PRODUCER_CPU, int(seconds * 1000), per_ms)
     seen = json.loads(peer.ask(f"watch {seconds + GRACE}"))
     written, elapsed = generator.end_rate()
     counts = generator.counts(0)
@@ -71,7 +71,7 @@ def _one_event(generator: Generator, peer: Peer, times: int) -> tuple[list[float
     found, empty = [], []
     for _ in range(times):
         generator.reset(0)
-        generator.run(0, 0, 1)
+        generator.run(0, CONSUMER_CPU, 1)
         found.append(peer.drain("merged", 1).ns / 1000)
         empty.append(json.loads(peer.ask("empty 1"))["ns"] / 1000)
     return found, empty
@@ -82,7 +82,7 @@ def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
     Flat out, at 20,000 events per second, and event by event.
     """
     names = ("steady_flat_out_cpu_percent", "steady_20k_cpu_percent", "drain_one_us")
-    if len(os.sched_getaffinity(0)) < 2:
+    if PRODUCER_CPU == CONSUMER_CPU:
         return [Missing(name, "needs two CPUs") for name in names]
     flat: list[Stretch] = []
     paced: list[Stretch] = []

@@ -13,21 +13,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 import attrs
 
+from tests.bench.schedule import CONSUMER_CPU, scheduled
 from tests.bench.workshop import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-__all__ = ["CPU", "Peer", "Seen"]
-
-CPU = 0
-"""Where every consumer runs."""
+__all__ = ["Peer", "Seen"]
 
 
 @attrs.frozen
@@ -44,30 +41,11 @@ class Seen:
     checksum: int
 
 
-@contextmanager
-def _scheduled(*, undisturbed: bool) -> Iterator[None]:
-    """
-    What is started within inherits this, with all the threads of its runtime.
-    """
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {CPU})
-    try:
-        if undisturbed:
-            # Containers may be refused real-time scheduling; then there is more noise.
-            with suppress(PermissionError):
-                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        os.sched_setaffinity(0, before)
-
-
 class Peer:
     """
     A running consumer on CPU 0, with rings of *pages* per CPU.
 
-    If *undisturbed*, it runs ahead of ordinary processes: a drain takes a
-    tenth of a millisecond, and being put aside once makes it ten.
+    If *undisturbed*, it runs ahead of ordinary processes.
     """
 
     def __init__(
@@ -79,7 +57,7 @@ class Peer:
         environment: Mapping[str, str] | None = None,
         undisturbed: bool = False,
     ) -> None:
-        with _scheduled(undisturbed=undisturbed):
+        with scheduled(CONSUMER_CPU, undisturbed=undisturbed):
             self._process = subprocess.Popen(
                 [*command, str(events), str(pages)],
                 pass_fds=(events,),
