@@ -30,9 +30,9 @@ def as_dict(spec: ObjectSpec, manifest: Manifest | None = None) -> dict[str, Any
     Describe an object, and the manifest if there is one, in values JSON takes.
 
     Keys: ``module``, ``version``, ``summary``, ``arch``, ``license``, ``hooks``
-    (in the manifest's order, each with ordered ``alternatives``), ``programs``
-    (those that serve no hook), ``messages``, ``maps``, ``tunables``.  Offsets and
-    sizes are bytes.
+    (in the manifest's order, each with ordered ``alternatives``; one of kind
+    ``source`` is read by the handler), ``programs`` (those that serve no hook),
+    ``messages``, ``maps``, ``tunables``.  Offsets and sizes are bytes.
 
     Raises:
         ObjectError: the manifest names a program that the object lacks.
@@ -139,8 +139,13 @@ def _manifest_hook(spec: ObjectSpec, hook: Hook) -> dict[str, Any]:
 
 
 def _alternative(spec: ObjectSpec, alternative: Alternative) -> dict[str, Any]:
+    own = (
+        _program(spec.program(alternative.program))
+        if alternative.program
+        else {"name": alternative.source, "kind": "source", "target": "", "attach": "the handler"}
+    )
     return {
-        **_program(spec.program(alternative.program)),
+        **own,
         "companions": [_program(spec.program(name)) for name in alternative.companions],
         "fields_missing": list(alternative.fields_missing),
         "note": alternative.note,

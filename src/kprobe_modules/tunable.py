@@ -41,7 +41,10 @@ def read_tunables(btf: Btf, rodata: bytes, offsets: Mapping[str, int]) -> tuple[
     for variable in section.variables if section else ():
         declaration = btf.type(variable.ref)
         chain = btf.chain(declaration.ref)
-        if not any(type_.kind is Kind.VOLATILE for type_ in chain):
+        # C puts an array's qualifiers on its elements.
+        array = chain[-1].kind is Kind.ARRAY
+        qualified = btf.chain(chain[-1].ref) if array else chain
+        if not any(type_.kind is Kind.VOLATILE for type_ in qualified):
             continue
         size = btf.size(declaration.ref)
         offset = offsets.get(declaration.name, variable.offset)

@@ -57,9 +57,7 @@ class BtfWriter:
             self.strings += text.encode() + b"\0"
         return self._offsets[text]
 
-    def add(
-        self, kind: int, name: str = "", third: int = 0, rest: bytes = b"", count: int = 0, flag=0
-    ) -> int:
+    def add(self, kind: int, name="", third=0, rest=b"", *, count=0, flag=0) -> int:  # noqa: PLR0913 - one per word
         info = flag << 31 | kind << 24 | count
         self.types.append(struct.pack(self.order + "III", self.name(name), info, third) + rest)
         return len(self.types)
@@ -92,7 +90,7 @@ class BtfWriter:
         Append a struct or union; *members* are (name, type, offset in bits).
         """
         rows = [(self.name(each), type_, offset) for each, type_, offset in members]
-        return self.add(kind, name, size, self._words(rows), len(rows), flag)
+        return self.add(kind, name, size, self._words(rows), count=len(rows), flag=flag)
 
     def struct(self, name: str, size: int, members, flag=0) -> int:
         return self.record(STRUCT, name, size, members, flag)
@@ -102,17 +100,17 @@ class BtfWriter:
 
     def enum(self, name: str, values, size: int = 4, flag=0) -> int:
         rows = [(self.name(each), value) for each, value in values]
-        return self.add(ENUM, name, size, self._words(rows), len(rows), flag)
+        return self.add(ENUM, name, size, self._words(rows), count=len(rows), flag=flag)
 
     def enum64(self, name: str, values, flag=0) -> int:
         rows = [(self.name(each), value, value >> 32) for each, value in values]
-        return self.add(ENUM64, name, 8, self._words(rows), len(rows), flag)
+        return self.add(ENUM64, name, 8, self._words(rows), count=len(rows), flag=flag)
 
     def typedef(self, name: str, to: int) -> int:
         return self.add(TYPEDEF, name, to)
 
     def function(self, name: str) -> int:
-        prototype = self.add(FUNC_PROTO, "", self.plain("s32"), self._words([(0, 0)]), 1)
+        prototype = self.add(FUNC_PROTO, "", self.plain("s32"), self._words([(0, 0)]), count=1)
         return self.add(FUNC, name, prototype, count=1)
 
     def variable(self, name: str, type_: int) -> int:
@@ -123,7 +121,7 @@ class BtfWriter:
         Append a DATASEC; *variables* are (id, offset, size).
         """
         rows = list(variables)
-        return self.add(DATASEC, name, size, self._words(rows), len(rows))
+        return self.add(DATASEC, name, size, self._words(rows), count=len(rows))
 
     def tag(self, text: str, on: int, component: int = -1) -> int:
         return self.add(DECL_TAG, text, on, self._words([(component,)]))

@@ -34,9 +34,9 @@ class ElfWriter:
         Append an executable section with one function.
         """
         number = self.section(section, PROGRAM, flags=SHF_ALLOC | SHF_EXECINSTR)
-        self.symbol(name, STT_FUNC, number, 0, len(PROGRAM), local=local)
+        self.symbol(name, STT_FUNC, number, size=len(PROGRAM), local=local)
 
-    def symbol(self, name, type_, section, value=0, size=0, *, local=False) -> None:
+    def symbol(self, name, type_, section, value=0, *, size=0, local=False) -> None:  # noqa: PLR0913 - one per word
         info = (0 if local else 1) << 4 | type_
         self.symbols.append((name, info, section, value, size))
 

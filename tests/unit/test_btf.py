@@ -9,7 +9,7 @@ import struct
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kprobe_modules import btf
@@ -95,9 +95,15 @@ def test_a_longer_header_is_accepted():
     ("build", "says"),
     [
         (lambda writer: writer.add(25, "new"), "unknown kind 25, the last known is 19"),
-        (lambda writer: writer.typedef("dangling", 77), r"refers to type \[77\], the last is \[1\]"),
+        (
+            lambda writer: writer.typedef("dangling", 77),
+            r"refers to type \[77\], the last is \[1\]",
+        ),
         (lambda writer: writer.integer("odd", 4, bits=40), "40 bits at bit 0 in 4 bytes"),
-        (lambda writer: writer.add(btfwriter.STRUCT, "short", 8, count=3), "needs 36 bytes, 0 left"),
+        (
+            lambda writer: writer.add(btfwriter.STRUCT, "short", 8, count=3),
+            "needs 36 bytes, 0 left",
+        ),
         (lambda writer: writer.section("s", [(writer.plain("u8"), 0, 1)]), "which is no variable"),
     ],
 )
@@ -140,7 +146,7 @@ def test_loops_end():
     types = btf.parse(writer.to_bytes())
     with pytest.raises(BtfError, match="or a loop"):
         types.resolve(1)
-    with pytest.raises(BtfError, match="or is a loop|more than 32 bits"):
+    with pytest.raises(BtfError, match=r"or is a loop|more than 32 bits"):
         types.size(4)
     assert types.size(itself) == 8
     with pytest.raises(BtfError, match="or holds itself"):
@@ -226,6 +232,7 @@ def test_enumerators_and_array_lengths_are_part_of_a_shape():
     ]
 
 
+@settings(deadline=None)  # other tests may share the machine
 @given(st.binary(max_size=300))
 def test_random_types_end_in_an_answer_or_an_error(body):
     strings = b"\0ab\0"
@@ -233,6 +240,7 @@ def test_random_types_end_in_an_answer_or_an_error(body):
     ask_everything(head + body + strings)
 
 
+@settings(deadline=None)  # other tests may share the machine
 @given(st.data())
 def test_mutated_types_end_in_an_answer_or_an_error(data):
     mutated = bytearray(every_kind().to_bytes())
