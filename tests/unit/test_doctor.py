@@ -233,17 +233,31 @@ def test_stock_distributions_refuse_kprobes_to_the_least_capabilities(
         assert finding.remedy == "sysctl kernel.perf_event_paranoid=2, or grant CAP_SYS_ADMIN"
 
 
-def test_large_rings_need_room(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Host, "locked_bytes_allowed", lambda _self: 8 << 20)
+@pytest.mark.parametrize(
+    ("pages", "locked", "status"),
+    [
+        (128, 0, "ok"),
+        (256, 0, "fail"),
+        (512, 8 << 20, "ok"),
+        (4096, 8 << 20, "fail"),
+        (4096, None, "ok"),
+    ],
+)
+def test_large_rings_need_room(
+    files: Files, monkeypatch: pytest.MonkeyPatch, pages: int, locked: int | None, status: str
+) -> None:
+    monkeypatch.setattr(Host, "locked_bytes_allowed", lambda _self: locked)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sysconf", lambda _name: 4096)
     files.write("proc/self/status", f"CapEff:\t{BPF_AND_PERFMON}\n")
 
-    assert files.rings(128)["perf.memory"].status == "ok"
-    finding = files.rings(4096)["perf.memory"]
-    assert finding.status == "fail"
-    need = 4097 * os.sysconf("SC_PAGE_SIZE") >> 10
-    assert finding.remedy.startswith(
-        f"sysctl kernel.perf_event_mlock_kb={need}, grant CAP_IPC_LOCK"
-    )
+    finding = files.rings(pages)["perf.memory"]
+
+    assert finding.status == status
+    need = 4 * (pages + 1)
+    assert finding.found.startswith(f"{need} KiB for each of 2 CPUs")
+    if status == "fail":
+        assert finding.remedy.startswith(f"sysctl kernel.perf_event_mlock_kb={need}, grant CAP_IPC")
 
 
 def test_5_10_charges_maps_to_memlock(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,22 +272,8 @@ def check_rings(host: Host, pages: int) -> Iterator[Finding]:
     """
     Whether rings of that many pages per CPU may be mapped, and maps created.
     """
-    need = (pages + 1) * os.sysconf("SC_PAGE_SIZE")
-    free = host.sysctl("kernel.perf_event_mlock_kb")
     limit = host.locked_bytes_allowed()
-    found = f"{need >> 10} KiB per CPU"
-    if host.has("CAP_IPC_LOCK") or limit is None:
-        yield ok("perf.memory", found)
-    elif free is None:
-        yield skip("perf.memory", "kernel.perf_event_mlock_kb is not readable")
-    elif need <= free << 10:
-        yield ok("perf.memory", f"{found}, kernel.perf_event_mlock_kb={free}")
-    else:
-        yield fail(
-            "perf.memory",
-            f"rings of {found}, kernel.perf_event_mlock_kb={free} and CAP_IPC_LOCK not effective",
-            f"sysctl kernel.perf_event_mlock_kb={need >> 10}, grant CAP_IPC_LOCK, or fewer --pages",
-        )
+    yield _ring_memory(host, pages, limit)
     if host.version < NO_MEMLOCK:
         if host.has("CAP_SYS_RESOURCE") or limit is None or limit >= MEMLOCK_ENOUGH:
             yield ok("memlock", "unlimited, or may be raised")
@@ -297,3 +283,24 @@ def check_rings(host: Host, pages: int) -> Iterator[Finding]:
                 f"limited to {limit >> 10} KiB, and this kernel charges maps to it",
                 "ulimit -l unlimited (LimitMEMLOCK=infinity), or grant CAP_SYS_RESOURCE",
             )
+
+
+def _ring_memory(host: Host, pages: int, limit: int | None) -> Finding:
+    # kernel/events/core.c, perf_mmap(): a user may lock perf_event_mlock_kb for each
+    # online CPU, and each process RLIMIT_MEMLOCK on top of that.
+    ring = (pages + 1) * os.sysconf("SC_PAGE_SIZE")
+    free = host.sysctl("kernel.perf_event_mlock_kb")
+    cpus = os.cpu_count() or 1
+    found = f"{ring >> 10} KiB for each of {cpus} CPUs"
+    if host.has("CAP_IPC_LOCK") or limit is None:
+        return ok("perf.memory", found)
+    if free is None:
+        return skip("perf.memory", "kernel.perf_event_mlock_kb is not readable")
+    limits = f"kernel.perf_event_mlock_kb={free}, ulimit -l {limit >> 10}"
+    if ring * cpus <= (free << 10) * cpus + limit:
+        return ok("perf.memory", f"{found}, {limits}")
+    return fail(
+        "perf.memory",
+        f"{found}, {limits} and CAP_IPC_LOCK not effective",
+        f"sysctl kernel.perf_event_mlock_kb={ring >> 10}, grant CAP_IPC_LOCK, or fewer --pages",
+    )
