@@ -127,24 +127,27 @@ def test_every_process_exactly_once() -> None:
 
 def test_attach_in_the_middle() -> None:
     command = churn_command(1009, 200)
-    with Collector() as collector, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+    with Collector() as collector, subprocess.Popen(command, stdout=subprocess.PIPE) as run:
         time.sleep(0.2)
         before = time.monotonic_ns()
         collector.attach("processes")
         after = time.monotonic_ns()
         assert run.stdout is not None
         assert run.poll() is None, "the workload ended before the module was attached"
-        os.set_blocking(run.stdout.fileno(), False)
-        output = ""
+        fd = run.stdout.fileno()
+        os.set_blocking(fd, False)
+        output = bytearray()
 
         def done() -> bool:
-            nonlocal output
-            chunk = run.stdout.read()  # type: ignore[union-attr]
-            output += chunk or ""
-            return chunk == ""
+            try:
+                chunk = os.read(fd, 1 << 16)
+            except BlockingIOError:
+                return False
+            output.extend(chunk)
+            return not chunk
 
         records = record_until(collector, done)
-    truth = read_truth(output)
+    truth = read_truth(output.decode())
     found = by_pid(records, (process.pid for process in truth))
 
     late = 0

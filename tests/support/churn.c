@@ -248,13 +248,9 @@ static pid_t double_fork(int index, struct process *grandchild)
 		pid_t below = must_fork();
 
 		if (below == 0) {
-			char byte;
-
-			/* the write end is closed once the child in between has exited */
-			close(channel[1]);
+			/* ours, once the child in between has exited */
 			while (getppid() != atoi(getenv("CHURN_PID")))
 				usleep(100);
-			(void)!read(channel[0], &byte, 1);
 			_exit(code_of(index + 1));
 		}
 		(void)!write(channel[1], &below, sizeof(below));
