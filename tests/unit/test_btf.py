@@ -169,10 +169,10 @@ def test_a_shape_that_doubles_at_each_level_is_refused_quickly():
     for level in range(30):
         type_ = writer.struct(f"s{level}", 2, [("a", type_, 0), ("b", type_, 8)])
     types = btf.parse(writer.to_bytes())
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BtfError, match="more than 4096"):
         shape(types, type_)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_what_has_no_size_says_so():
