@@ -45,7 +45,9 @@ class ModuleStatus:
         """
         Hook name to the attach point that is live.
         """
-        return {choice.hook.name: choice.attach_point for choice in self.choices if choice.alternative}
+        return {
+            choice.hook.name: choice.attach_point for choice in self.choices if choice.alternative
+        }
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -67,14 +69,18 @@ class AttachedModule:
     A live module: object and links, handler, counters.
     """
 
-    def __init__(self, loaded: LoadedModule, binding: Binding, library: Library) -> None:
+    def __init__(
+        self, loaded: LoadedModule, binding: Binding, library: Library, live: dict[str, str]
+    ) -> None:
         self.loaded = loaded
         self.binding = binding
         self.losses = LossCounters(loaded.plan.spec, loaded.map_fd(COUNTERS_MAP), library)
+        self.live = live
+        """Hook name to the program that is live; the handler sees the same object."""
         self.resync_wanted = False
         self.resynced_at = 0
-        self.discarded = 0
         self.next_tick = 0
+        self.note_live()
 
     @property
     def manifest(self) -> Manifest:
@@ -90,15 +96,14 @@ class AttachedModule:
         """
         return ModuleStatus(self.manifest.name, self.manifest.version, self.loaded.choices)
 
-    def live(self) -> Mapping[str, str]:
+    def note_live(self) -> None:
         """
-        Return hook name to the program that is live.
+        Bring `live` up to date.
         """
-        return {
-            choice.hook.name: choice.alternative.name
-            for choice in self.loaded.choices
-            if choice.alternative is not None
-        }
+        self.live.clear()
+        for choice in self.loaded.choices:
+            if choice.alternative is not None:
+                self.live[choice.hook.name] = choice.alternative.name
 
     def scan(self, drain: Callable[[], None], queue: Callable[[Iterable[Record]], None]) -> None:
         """
@@ -162,4 +167,4 @@ class AttachedModule:
             what: sum(entry[what] for entry in messages.values())
             for what in ("emitted", "received", "lost")
         }
-        return {**totals, "late": self.binding.late, "discarded": self.discarded, "messages": messages}
+        return {**totals, "late": self.binding.late, "messages": messages}

@@ -62,18 +62,47 @@ class DataChannel:
 
     Attributes:
         unclaimed: chunks dropped because no handler asked for them, per module id.
+        received: messages per module id, message id and CPU.
     """
 
     def __init__(self, rings: PerfRings, clock: Clock) -> None:
         self.rings = rings
         self._clock = clock
         self._queues: dict[tuple[int, int], _Queue] = {}
+        self._owners: set[int] = set()
         self.unclaimed: dict[int, int] = {}
         self.received: dict[tuple[int, int, int], int] = {}
+
+    def adopt(self, module: int) -> None:
+        """
+        Keep from now on what comes from a module.
+
+        Args:
+            module: the module's id in this collector.
+        """
+        self._owners.add(module)
+
+    def crowded(self, most: int) -> bool:
+        """
+        Tell whether more than *most* bytes wait in the rings.
+        """
+        return self.rings.drainer.pending() > most
+
+    def pull(self, until: int) -> None:
+        """
+        Take everything that is not newer than *until* (CLOCK_MONOTONIC, ns) out of the rings.
+
+        It is kept for the handlers, within bounds.
+        """
+        for cpu in self.rings.cpus:
+            self._pull(cpu, until)
 
     def _pull(self, cpu: int, until: int) -> None:
         for frame in self.rings.read(cpu, until):
             time, module, message, length, _cpu = _HEADER.unpack_from(frame)
+            if module not in self._owners:
+                # Left over from one that was detached.
+                continue
             payload = frame[_HEADER.size : length]
             key = (module, message, cpu)
             self.received[key] = self.received.get(key, 0) + 1
@@ -102,24 +131,30 @@ class DataChannel:
 
     def expire(self, now: int) -> None:
         """
-        Make room: drop what no control message asked for in time.
+        Follow CPUs that came or went, and drop what no control message asked for in time.
 
         Args:
             now: CLOCK_MONOTONIC, nanoseconds.
         """
-        for cpu in self.rings.cpus:
-            self._pull(cpu, now - KEEP_NS)
+        _, departed = self.rings.refresh()
+        for cpu in departed:
+            # Its ring is closed at the next look, if it is empty then.
+            self._pull(cpu, now)
+        self.pull(now - KEEP_NS)
         for (module, _cpu), queue in self._queues.items():
             while queue.chunks and queue.chunks[0][0] < now - KEEP_NS:
                 queue.pop()
                 self.unclaimed[module] = self.unclaimed.get(module, 0) + 1
 
-    def forget(self, module: int) -> None:
+    def forget(self, module: int) -> bool:
         """
-        Drop everything of a module that was detached.
+        Drop everything of a module that was detached; tell whether others are left.
         """
-        for key in [key for key in self._queues if key[0] == module]:
-            del self._queues[key]
+        self._owners.discard(module)
+        self.unclaimed.pop(module, None)
+        self._queues = {key: queue for key, queue in self._queues.items() if key[0] != module}
+        self.received = {key: count for key, count in self.received.items() if key[0] != module}
+        return bool(self._owners)
 
     def close(self) -> None:
         """

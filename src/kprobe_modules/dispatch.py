@@ -9,7 +9,10 @@ field that does not exist is refused then and not at the ten-thousandth event.
 from __future__ import annotations
 
 import inspect
-from time import perf_counter_ns
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from time import monotonic_ns, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,7 +22,7 @@ from kprobe_modules.errors import LayoutError, MissingMessageError
 from kprobe_modules.records import Failure, Late, Record, Steady
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from kprobe_modules.handler import Handler
     from kprobe_modules.layout import Layout
@@ -77,10 +80,20 @@ class MessageBatch:
 class Faults:
     """
     Counts what fails, and says so at most once a second for each thing.
+
+    Safe in any thread.
+
+    Args:
+        now: the time that reports bear, nanoseconds since the epoch.
+
+    Attributes:
+        errors: exceptions per module.
+        stalls: calls that took too long, per module.
     """
 
     def __init__(self, now: Callable[[], int]) -> None:
         self._now = now
+        self._lock = threading.Lock()
         self._last: dict[tuple[str, str], int] = {}
         self._held: dict[tuple[str, str], int] = {}
         self.errors: dict[str, int] = {}
@@ -90,25 +103,42 @@ class Faults:
         """
         Count an exception and return the record to report, if it is time for one.
         """
-        self.errors[module] = self.errors.get(module, 0) + 1
-        return self._report(module, where, f"{type(error).__name__}: {error}")
+        with self._lock:
+            self.errors[module] = self.errors.get(module, 0) + 1
+        return self.report(module, where, f"{type(error).__name__}: {error}")
 
     def stalled(self, module: str, where: str, duration_ns: int) -> list[Record]:
         """
         Count a stall and return the record to report, if it is time for one.
         """
-        self.stalls[module] = self.stalls.get(module, 0) + 1
-        return self._report(module, where, f"took {duration_ns // 1_000_000} ms")
+        with self._lock:
+            self.stalls[module] = self.stalls.get(module, 0) + 1
+        return self.report(module, where, f"took {duration_ns // 1_000_000} ms")
 
-    def _report(self, module: str, where: str, text: str) -> list[Record]:
-        key, now = (module, where), self._now()
-        if now - self._last.get(key, -FAILURE_INTERVAL_NS) < FAILURE_INTERVAL_NS:
-            self._held[key] = self._held.get(key, 0) + 1
-            return []
-        self._last[key] = now
-        held = self._held.pop(key, 0)
+    def report(self, module: str, where: str, text: str) -> list[Record]:
+        """
+        Return the record to report, if it is time for one, without counting anything.
+        """
+        key, now = (module, where), monotonic_ns()
+        with self._lock:
+            if now - self._last.get(key, -FAILURE_INTERVAL_NS) < FAILURE_INTERVAL_NS:
+                self._held[key] = self._held.get(key, 0) + 1
+                return []
+            self._last[key] = now
+            held = self._held.pop(key, 0)
         more = f" (and {held} more since the last report)" if held else ""
-        return [Failure(now, module, where, text + more)]
+        return [Failure(self._now(), module, where, text + more)]
+
+    def forget(self, module: str) -> None:
+        """
+        Start anew for a module that is attached again.
+        """
+        with self._lock:
+            for counts in (self.errors, self.stalls):
+                counts.pop(module, None)
+            for key in [key for key in self._last if key[0] == module]:
+                del self._last[key]
+                self._held.pop(key, None)
 
 
 @attrs.define(eq=False)
@@ -122,12 +152,58 @@ class _Slot:
     start: Callable[[Batch], Iterator[Any]] | None
     """Rows as arguments for *call*, or records when *call* is None; None: nobody listens."""
     call: Callable[..., Any] | None
+    direct: type[Record] | None = None
+    """What *start* makes when *call* is None."""
+
+    @property
+    def where(self) -> str:
+        """
+        What failed, for a report.
+        """
+        if self.direct is not None:
+            return f"record {self.direct.__qualname__}"
+        return f"on_{self.message.name}"
+
+    def careful(self) -> _Slot:
+        """
+        Return a slower slot for the same records, which survives one that cannot be made.
+        """
+        assert self.direct is not None  # noqa: S101 - only slots without a call come here
+        start, call = _one_by_one(self.message.layout, self.direct)
+        return _Slot(self.module, self.message, start, call, self.direct)
 
 
 def _method_slot(module: str, message: MessageSpec, method: Callable[..., Any]) -> _Slot:
     owner = f"{module}: handler method {method.__name__}"
     names = list(inspect.signature(method).parameters)
     return _Slot(module, message, decode.bind(message.layout, names, owner), method)
+
+
+def _one_by_one(
+    layout: Layout, record_class: type[Record]
+) -> tuple[Callable[[Batch], Iterator[Any]], Callable[..., Any]]:
+    """
+    Bind a record class as if its constructor were a handler's method.
+    """
+    known = {*layout.names, *(name.replace(".", "_") for name in layout.names)}
+    if layout.tail is not None:
+        known.add(layout.tail.name)
+    bound = [each for each in attrs.fields(record_class) if each.init and each.name in known]
+    names = [each.name for each in bound]
+    texts = [
+        each.name
+        for each in bound
+        if each.type in (str, "str")
+        and (field := layout.field(each.name)) is not None
+        and field.kind == "char[]"
+    ]
+    start = decode.bind(layout, names, record_class.__qualname__, texts=texts)
+    keywords = [each.alias for each in bound]
+
+    def call(*values: object) -> Record:
+        return record_class(**dict(zip(keywords, values, strict=True)))
+
+    return start, call
 
 
 def _slots(module: str, spec: ObjectSpec, handler: Handler) -> Iterator[_Slot]:
@@ -139,7 +215,8 @@ def _slots(module: str, spec: ObjectSpec, handler: Handler) -> Iterator[_Slot]:
             if method is not None:
                 yield _method_slot(module, message, method)
             elif direct is not None:
-                yield _Slot(module, message, decode.record_decoder(message.layout, direct), None)
+                start = decode.record_decoder(message.layout, direct)
+                yield _Slot(module, message, start, None, direct)
             else:
                 yield _Slot(module, message, None, None)
         except LayoutError as error:
@@ -234,7 +311,8 @@ class Dispatcher:
         for batch in drained.batches:
             slot = self._slots.get(batch.key)
             if slot is not None:
-                named.append(MessageBatch(slot.module, slot.message.name, slot.message.layout, batch))
+                message = slot.message
+                named.append(MessageBatch(slot.module, message.name, message.layout, batch))
         return named
 
     def dispatch(self, drained: Drained) -> list[Record]:
@@ -242,67 +320,86 @@ class Dispatcher:
         Run the handlers over a merged drain and return records in order.
         """
         records: list[Record] = []
-        calls: list[tuple[Iterator[Any], _Slot] | None] = []
-        direct = True
+        calls = self._calls(drained)
+        if not (_all_direct(calls) and self._make_records(calls, drained.sequence, records)):
+            self._call_handlers(self._calls(drained), drained, records)
+        self.note_existing(records)
+        records += self._late(drained)
+        return records
+
+    def _calls(self, drained: Drained) -> list[_Call | None]:
+        """
+        Return, for each batch, its rows and what becomes of them; None: nobody listens.
+        """
+        calls: list[_Call | None] = []
         for batch in drained.batches:
             slot = self._slots.get(batch.key)
             if slot is None or slot.start is None:
                 calls.append(None)
-                direct = False
             else:
                 calls.append((slot.start(batch), slot))
-                direct = direct and slot.call is None
-        if direct:
-            iterators = [call[0] for call in calls if call is not None]
-            records += _in_order(iterators, drained.sequence)
-        else:
-            self._call_handlers(calls, drained.sequence, records)
-        self._note_existing(records)
-        records += self._late(drained)
-        return records
+        return calls
+
+    def _make_records(
+        self, calls: Sequence[_Call | None], sequence: Sequence[int], records: list[Record]
+    ) -> bool:
+        """
+        Do without handlers; False, and nothing is done, if a record cannot be made.
+        """
+        try:
+            records += _in_order([call[0] for call in calls if call is not None], sequence)
+        except Exception:  # noqa: BLE001 - who did it is found out one by one
+            records.clear()
+            return False
+        return True
 
     def _call_handlers(
-        self,
-        calls: list[tuple[Iterator[Any], _Slot] | None],
-        sequence: Sequence[int],
-        records: list[Record],
+        self, calls: list[_Call | None], drained: Drained, records: list[Record]
     ) -> None:
+        sequence = drained.sequence
         before = perf_counter_ns()
-        for index in sequence:
+        for place, index in enumerate(sequence):
             call = calls[index]
             if call is None:
                 continue
             rows, slot = call
-            row = next(rows)
-            if slot.call is None:
-                records.append(row)
-                continue
             try:
+                row = next(rows)
+                if slot.call is None:
+                    records.append(row)
+                    continue
                 result = slot.call(*row)
-                if result is None:
-                    pass
-                elif isinstance(result, Record):
+                if isinstance(result, Record):
                     records.append(result)
-                else:
-                    records.extend(result)
+                elif result is not None:
+                    _add(records, result)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises stays its own
-                where = f"on_{slot.message.name}"
-                records += self._faults.failed(slot.module, where, error)
+                records += self._faults.failed(slot.module, slot.where, error)
+                if slot.call is None:
+                    done = sum(1 for each in sequence[: place + 1] if each == index)
+                    calls[index] = _resumed(slot, drained.batches[index], done)
             after = perf_counter_ns()
             if after - before > STALL_NS:
-                where = f"on_{slot.message.name}"
-                records += self._faults.stalled(slot.module, where, after - before)
+                records += self._faults.stalled(slot.module, slot.where, after - before)
                 after = perf_counter_ns()
             before = after
 
-    def call(self, binding: Binding, where: str, function: Callable[[], Iterable[Record] | None]) -> list[Record]:
+    def call(
+        self, binding: Binding, where: str, function: Callable[[], Iterable[Record] | None]
+    ) -> list[Record]:
         """
         Run some other method of a handler, with the same isolation.
         """
+        records: list[Record] = []
+        before = perf_counter_ns()
         try:
-            return list(function() or ())
+            _add(records, function())
         except Exception as error:  # noqa: BLE001 - whatever a handler raises stays its own
-            return self._faults.failed(binding.name, where, error)
+            records += self._faults.failed(binding.name, where, error)
+        took = perf_counter_ns() - before
+        if took > STALL_NS:
+            records += self._faults.stalled(binding.name, where, took)
+        return records
 
     def scanning(self, name: str, *, on: bool) -> None:
         """
@@ -314,7 +411,10 @@ class Dispatcher:
         else:
             self._scanning.discard(name)
 
-    def _note_existing(self, records: list[Record]) -> None:
+    def note_existing(self, records: Iterable[Record]) -> None:
+        """
+        Count what a scan under way has found, for `steady`.
+        """
         if not self._scanning:
             return
         for record in records:
@@ -335,6 +435,45 @@ class Dispatcher:
                 self._bindings[slot.module].late += count
                 records.append(Late(self._now(), slot.module, slot.message.name, cpu, count))
         return records
+
+
+_Call = tuple[Iterator[Any], _Slot]
+"""The rows of a batch that are left, and what becomes of them."""
+
+
+def _all_direct(calls: Sequence[_Call | None]) -> bool:
+    return all(call is not None and call[1].call is None for call in calls)
+
+
+def _add(records: list[Record], result: object) -> None:
+    """
+    Add what a handler returned: a record, an iterable of records, or None.
+
+    Raises:
+        TypeError: when it is something else.
+    """
+    if result is None:
+        return
+    if isinstance(result, Record):
+        records.append(result)
+        return
+    if not isinstance(result, Iterable):
+        msg = f"the handler returned {result!r}, expected a record, records, or None"
+        raise TypeError(msg)
+    for item in result:
+        if not isinstance(item, Record):
+            msg = f"the handler returned {item!r} among its records"
+            raise TypeError(msg)
+        records.append(item)
+
+
+def _resumed(slot: _Slot, batch: Batch, done: int) -> _Call:
+    """
+    Go on behind a row of which no record could be made.
+    """
+    careful = slot.careful()
+    assert careful.start is not None  # noqa: S101 - it was made with one
+    return islice(careful.start(batch), done, None), careful
 
 
 def _in_order(iterators: list[Iterator[Record]], sequence: Sequence[int]) -> Iterable[Record]:

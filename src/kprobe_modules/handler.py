@@ -140,7 +140,7 @@ class Handler:
 
     def attached(self) -> None:
         """
-        Called once all hooks are live, before the first scan.
+        Do what is to be done once all hooks are live, before the first scan.
         """
 
     def poke(self, hook: str) -> None:
@@ -182,29 +182,30 @@ class Handler:
 
     def read_source(self, source: str) -> Iterable[Record]:
         """
-        Called when an open source is readable: return what it says.
+        Return what an open source that is readable says.
         """
         del source
         return ()
 
     def steady(self, *, resync: bool) -> Iterable[Record]:
         """
-        Called after each scan, when all that it found has been handled.
+        Return what ends a scan, when all that it found has been handled.
         """
         del resync
         return ()
 
     def tick(self, now: int) -> Iterable[Record]:
         """
-        Called every `tick_interval` while the collector is polled.
+        Return what time brings, every `tick_interval` while the collector is polled.
 
         Args:
-            now: nanoseconds since the epoch.
+            now: nanoseconds since the epoch; everything that happened until then
+                has been handled.
         """
         del now
         return ()
 
     def detached(self) -> None:
         """
-        Called once, after the module's last message was handled.
+        Do what is to be done once the module's last message was handled, before it is freed.
         """

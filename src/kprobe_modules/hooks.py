@@ -86,7 +86,10 @@ def check_hooks(manifest: Manifest, spec: ObjectSpec) -> None:
         f"program {name}: the manifest names it, the object has none"
         for name in sorted(unattached - programs.keys())
     ]
-    problems += [f"program {name}: no hook of the manifest lists it" for name in programs.keys() - listed]
+    problems += [
+        f"program {name}: no hook of the manifest lists it"
+        for name in sorted(programs.keys() - listed)
+    ]
     if problems:
         msg = f"{manifest.name}: " + "; ".join(problems)
         raise ManifestError(msg)
@@ -108,7 +111,9 @@ def _describe(alternative: Alternative, spec: ObjectSpec) -> str:
     return _attach_point(spec.program(alternative.program))
 
 
-def _restrict(manifest: Manifest, spec: ObjectSpec, hook: Hook, choice: str | None) -> tuple[Alternative, ...]:
+def _restrict(
+    manifest: Manifest, spec: ObjectSpec, hook: Hook, choice: str | None
+) -> tuple[Alternative, ...]:
     """
     Return the alternatives that the user's choice leaves: all, without one.
     """
@@ -116,15 +121,14 @@ def _restrict(manifest: Manifest, spec: ObjectSpec, hook: Hook, choice: str | No
         return hook.alternatives
     left = tuple(item for item in hook.alternatives if _matches(choice, item, spec))
     if not left:
-        offered = ", ".join(
-            f"{item.name} ({_describe(item, spec)})" for item in hook.alternatives
-        )
-        msg = f"hook {manifest.name}.{hook.name}: no alternative is called {choice!r}; there are {offered}"
+        offered = ", ".join(f"{item.name} ({_describe(item, spec)})" for item in hook.alternatives)
+        where = f"hook {manifest.name}.{hook.name}"
+        msg = f"{where}: no alternative is called {choice!r}; there are {offered}"
         raise ConfigError(msg)
     return left
 
 
-def choose(
+def choose(  # noqa: PLR0913 - each is a fact that decides
     manifest: Manifest,
     spec: ObjectSpec,
     features: Features,
@@ -189,7 +193,7 @@ def _refusal(
     return None
 
 
-def _choose_one(
+def _choose_one(  # noqa: PLR0913, PLR0917 - as in choose
     hook: Hook,
     alternatives: tuple[Alternative, ...],
     spec: ObjectSpec,
@@ -197,7 +201,7 @@ def _choose_one(
     refused: Mapping[str, str],
     kernel_module_loaded: Callable[[str], bool],
 ) -> Choice:
-    rejected = []
+    rejected: list[tuple[str, str]] = []
     for alternative in alternatives:
         reason = _refusal(alternative, spec, features, refused)
         if reason is None:
@@ -216,4 +220,5 @@ def require(module: str, choices: tuple[Choice, ...]) -> None:
     """
     for choice in choices:
         if choice.hook.required and choice.alternative is None and not choice.waiting:
-            raise AttachError(f"module {module}, hook {choice.hook.name}", choice.rejected)
+            what = f"module {module}, hook {choice.hook.name}"
+            raise AttachError(what, choice.rejected)

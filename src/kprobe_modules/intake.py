@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from contextlib import ExitStack, suppress
-from time import monotonic_ns
+from time import monotonic_ns, sleep
 from typing import TYPE_CHECKING
 
 from kprobe_modules.channel import DataChannel
@@ -55,9 +56,14 @@ class Intake:
         self.more = False
         """Whether the last drain left something that may be taken at once."""
         self._released = 0
+        self.horizon = monotonic_ns()
+        """CLOCK_MONOTONIC in ns: everything up to here has been handed out."""
         self._library = library
         self._clock = clock
         self._stack = ExitStack()
+        self._idle = threading.Condition()
+        self._sleepers: list[int] = []
+        self._closing = False
         try:
             self._open()
         except BaseException:
@@ -129,16 +135,57 @@ class Intake:
         """
         End a `wait` of another thread.
         """
-        os.eventfd_write(self._wake_fd, 1)
+        with self._idle:
+            if not self._closing:
+                os.eventfd_write(self._wake_fd, 1)
 
     def wait(self, timeout: float) -> None:
         """
         Wait for a watermark or for `wake`, no longer than *timeout* seconds.
+
+        Any number of threads may; `close` ends them all.  What was waited for
+        counts as noticed once `acknowledge` is called.
         """
-        events = self._epoll.poll(timeout)
-        if any(fd == self._wake_fd for fd, _ in events):
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._wake_fd)
+        me = threading.get_ident()
+        with self._idle:
+            if self._closing:
+                return
+            self._sleepers.append(me)
+        try:
+            self._epoll.poll(timeout)
+        except (OSError, ValueError):
+            # A signal handler of this thread may have closed us meanwhile.
+            if not self._closing:
+                raise
+        finally:
+            with self._idle:
+                self._sleepers.remove(me)
+                self._idle.notify_all()
+
+    def acknowledge(self) -> None:
+        """
+        Take note of every wake-up there was: the next one is about something new.
+
+        Raises:
+            RingError: when a CPU came or went and its ring cannot follow.
+        """
+        data = self.channel.rings if self.channel is not None else None
+        for fd, _ in self._epoll.poll(0):
+            if fd == self._wake_fd:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._wake_fd)
+            elif fd == self.rings.fileno():
+                self.rings.wait(0)
+            elif data is not None and fd == data.fileno():
+                data.wait(0)
+
+    def now(self) -> int:
+        """
+        Return the time of what the framework itself has to say, in ns since the epoch.
+
+        It is that of the last thing handed out, so that records stay in order.
+        """
+        return self.horizon + self._clock.offset
 
     def fence(self) -> None:
         """
@@ -148,6 +195,15 @@ class Intake:
             # A CPU that has just gone offline has nothing to come at all.
             with suppress(KernelError):
                 test_run(self.common.fence_fd, cpu=cpu, library=self._library)
+
+    def settle(self, until: int) -> None:
+        """
+        Make sure that everything up to *until* (CLOCK_MONOTONIC, ns) is in the rings.
+        """
+        left = until + SLACK_NS - monotonic_ns()
+        if left > 0:
+            sleep(left / 1e9)
+        self.fence()
 
     def take(self, until: int, budget: int = DRAIN_BUDGET) -> Drained:
         """
@@ -159,6 +215,7 @@ class Intake:
         """
         drained = self.drainer.drain(until, time_offset=self._clock.offset, budget=budget)
         self.more = drained.more
+        self.horizon = max(self.horizon, drained.newest if drained.more else until)
         return drained
 
     def take_released(self) -> Drained | None:
@@ -168,9 +225,10 @@ class Intake:
         if self.more:
             # What the last fence released is not all taken yet.
             return self.take(self._released, STREAM_BUDGET)
-        if not self.drainer.pending():
-            return None
         self._released = monotonic_ns() - SLACK_NS
+        if not self.drainer.pending():
+            self.horizon = max(self.horizon, self._released)
+            return None
         self.fence()
         return self.take(self._released, STREAM_BUDGET)
 
@@ -186,34 +244,63 @@ class Intake:
         """
         self.rings.refresh()
         if self.channel is not None:
-            self.channel.rings.refresh()
             self.channel.expire(monotonic_ns())
 
-    def open_channel(self) -> None:
+    def open_channel(self) -> DataChannel:
         """
-        Open the data channel, unless it is open.
-        """
-        if self.channel is not None:
-            return
-        pages = self.options.data_pages
-        fd = self.common.fd(DATA_CHANNEL)
-        rings = open_perf_rings(fd, pages, self.options.wakeup(pages), self._library)
-        self.channel = DataChannel(rings, self._clock)
-        self.watch(rings.fileno())
-
-    def close_channel(self) -> None:
-        """
-        Close the data channel, if it is open.
+        Return the data channel, opening it for the first module that wants it.
         """
         if self.channel is None:
-            return
-        self.unwatch(self.channel.rings.fileno())
-        self.channel.close()
-        self.channel = None
+            pages = self.options.data_pages
+            fd = self.common.fd(DATA_CHANNEL)
+            rings = open_perf_rings(fd, pages, self.options.wakeup(pages), self._library)
+            self.channel = DataChannel(rings, self._clock)
+            self.watch(rings.fileno())
+        return self.channel
+
+    def leave_channel(self, module: int) -> None:
+        """
+        Forget a module's payload, and close the channel behind the last one.
+
+        Args:
+            module: the module's id; it may be one that never wanted the channel.
+        """
+        if self.channel is not None and not self.channel.forget(module):
+            self._close_channel()
+
+    def _close_channel(self) -> None:
+        if self.channel is not None:
+            self.unwatch(self.channel.rings.fileno())
+            self.channel.close()
+            self.channel = None
+
+    def pull_channel(self, until: int) -> None:
+        """
+        Take payload up to *until* (CLOCK_MONOTONIC, ns) out of the rings of the data channel.
+        """
+        if self.channel is not None:
+            self.channel.pull(until)
+
+    def relieve_channel(self) -> None:
+        """
+        Do so when they are crowded; it is kept for the handlers, within bounds.
+        """
+        most = self.options.wakeup(self.options.data_pages)
+        if self.channel is not None and self.channel.crowded(most):
+            self.channel.pull(self.horizon)
 
     def close(self) -> None:
         """
-        Give all descriptors back.  Safe to call twice.
+        Give all descriptors back, once nobody waits any more.  Safe to call twice.
         """
-        self.close_channel()
+        me = threading.get_ident()
+        with self._idle:
+            if self._closing:
+                return
+            # Nobody reads it from now on: all who wait see it.
+            os.eventfd_write(self._wake_fd, 1)
+            self._closing = True
+            # A signal handler may have interrupted this thread's own wait.
+            self._idle.wait_for(lambda: all(sleeper == me for sleeper in self._sleepers))
+        self._close_channel()
         self._stack.close()

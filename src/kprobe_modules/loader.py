@@ -10,7 +10,9 @@ again with the next one; an object is never half live.
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,7 +40,15 @@ if TYPE_CHECKING:
     from kprobe_modules.maps import CommonMaps
     from kprobe_modules.objectfile import ObjectSpec, ProgramSpec, Tunable
 
-__all__ = ["Closeable", "LoadedModule", "Plan", "attach_program", "bring_up", "kernel_module_loaded"]
+__all__ = [
+    "Closeable",
+    "LoadedModule",
+    "Plan",
+    "attach_program",
+    "bring_up",
+    "check_tunables",
+    "kernel_module_loaded",
+]
 
 ATTACH_ORDER = ("END", "START", "TELEMETRY")
 """An object that ends while we attach must be seen ending; EXISTING comes last, by a scan."""
@@ -107,14 +117,39 @@ def inject(plan: Plan, target: BpfObject, names: Iterable[str]) -> None:
         target.maps[name].reuse_fd(plan.common.fd(name))
 
 
+def check_tunables(module: str, spec: ObjectSpec, tunables: Mapping[str, int]) -> None:
+    """
+    Refuse what a user sets, before anything is done with it.
+
+    Raises:
+        ConfigError: when a value does not fit, nothing of that name exists, or it is
+            the framework's.
+    """
+    known = {
+        item.name: item
+        for item in spec.tunables
+        if not item.name.startswith("km_") and not isinstance(item.default, bytes)
+    }
+    unknown = sorted(tunables.keys() - known.keys())
+    if unknown:
+        offered = ", ".join(sorted(known)) or "none"
+        reserved = [name for name in unknown if name.startswith("km_")]
+        why = f" ({', '.join(reserved)}: the framework's)" if reserved else ""
+        msg = f"{module}: no tunable named {', '.join(unknown)}{why}; there are: {offered}"
+        raise ConfigError(msg)
+    for name, value in tunables.items():
+        _encode(known[name], value, module)
+
+
 def _encode(tunable: Tunable, value: int, module: str) -> bytes:
     if tunable.kind == "bool" and value not in (0, 1):
         msg = f"{module}: tunable {tunable.name} is {value!r}, expected true or false"
         raise ConfigError(msg)
     try:
-        return int(value).to_bytes(tunable.size, "little", signed=tunable.kind.startswith("s"))
+        return index(value).to_bytes(tunable.size, "little", signed=tunable.kind.startswith("s"))
     except (OverflowError, ValueError, TypeError) as error:
-        msg = f"{module}: tunable {tunable.name} is {value!r}, expected a number of type {tunable.kind}"
+        what = f"{module}: tunable {tunable.name} is {value!r}"
+        msg = f"{what}, expected a number of type {tunable.kind}"
         raise ConfigError(msg) from error
 
 
@@ -123,14 +158,10 @@ def set_constants(plan: Plan, target: BpfObject) -> None:
     Step 3: write constants and tunables into the object's read-only data.
 
     Raises:
-        ConfigError: when a value does not fit, or nothing of that name exists.
+        ConfigError: when a value does not fit.
+        ObjectError: when the object has no such data.
     """
     known = {tunable.name: tunable for tunable in plan.spec.tunables}
-    unknown = sorted(plan.constants.keys() - known.keys())
-    if unknown:
-        offered = ", ".join(sorted(name for name in known if not name.startswith("km_"))) or "none"
-        msg = f"{plan.manifest.name}: no tunable named {', '.join(unknown)}; there are: {offered}"
-        raise ConfigError(msg)
     rodata = next((item for name, item in target.maps.items() if name.endswith(".rodata")), None)
     if rodata is None:
         if plan.constants:
@@ -208,7 +239,8 @@ def attach_program(program: BpfProgram, spec: ProgramSpec, link_info: bytes = b"
         return program.attach_tracepoint(category, name)
     if spec.kind == "iter":
         return program.attach_iter(link_info)
-    msg = f"program {spec.name}: section {spec.section!r} is of no kind that can be attached to a hook"
+    what = f"program {spec.name}: section {spec.section!r}"
+    msg = f"{what} is of no kind that can be attached to a hook"
     raise ObjectError(msg)
 
 
@@ -283,23 +315,36 @@ class LoadedModule:
 
         This is how a hook comes alive whose functions appeared later, with their
         kernel module.
+
+        Raises:
+            LoadError, AttachError, OSError: when the kernel refuses; what was live
+                stays live.
         """
         if choice.alternative is None:
             return
         target = BpfObject.open(self.plan.data, self.plan.manifest.object_name, self.plan.library)
         try:
             for name, item in target.maps.items():
-                if not name.endswith((".rodata", ".data", ".bss", ".kconfig")):
+                # Constants are frozen with the object; everything else is shared.
+                if not name.endswith((".rodata", ".kconfig")):
                     item.reuse_fd(self._objects[0].maps[name].fd)
             set_constants(self.plan, target)
             load(self.plan, target, _programs([choice]))
+            self._objects.append(target)
+            if choice.hook.tag in ATTACH_ORDER:
+                self.keep(self.attach(choice.alternative))
         except BaseException:
+            if target in self._objects:
+                self._objects.remove(target)
             target.close()
             raise
-        self._objects.append(target)
         self._stack.callback(target.close)
-        if choice.hook.tag in ATTACH_ORDER:
-            self.keep(self.attach(choice.alternative))
+        self.settle(choice)
+
+    def settle(self, choice: Choice) -> None:
+        """
+        Put a choice in the place of an earlier one for the same hook.
+        """
         self.choices = tuple(
             choice if item.hook.name == choice.hook.name else item for item in self.choices
         )
@@ -362,8 +407,8 @@ def _attempt(plan: Plan, wanted_maps: tuple[str, ...], choices: tuple[Choice, ..
             manifest = plan.manifest
             load(plan, target, wanted | {*manifest.tail_calls.values(), *manifest.own_programs})
         except LoadError as error:
-            program = getattr(error, "program", None)
-            if program in wanted:
+            program = _blamed(error, wanted)
+            if program is not None:
                 raise _RefusedError(program, str(error)) from error
             raise
         attach(module)
@@ -373,33 +418,42 @@ def _attempt(plan: Plan, wanted_maps: tuple[str, ...], choices: tuple[Choice, ..
     return module
 
 
+_PROGRAM = re.compile(r"\bprog(?:ram)? '?(\w+)'?:")
+
+
+def _blamed(error: LoadError, wanted: set[str]) -> str | None:
+    """
+    Return the program for which an object was refused, if it is one of a hook.
+    """
+    named = [getattr(error, "program", None), *_PROGRAM.findall(str(error))]
+    return next((name for name in named if name in wanted), None)
+
+
 def bring_up(plan: Plan) -> LoadedModule:
     """
     Do all six steps.
 
     Raises:
         ObjectError, ManifestError, ConfigError: before the kernel was touched.
-        LoadError: when the object is refused as a whole.
+        LoadError: when the object is refused as a whole, or a program for which
+            there is no alternative.
         AttachError: when a required hook has no alternative that works.
         PrivilegeError: when a capability is missing.
     """
     wanted_maps = check(plan)
     refused: dict[str, str] = {}
+    refusal: BaseException | None = None
     while True:
-        choices = choose_hooks(plan, refused)
+        try:
+            choices = choose_hooks(plan, refused)
+        except AttachError:
+            if isinstance(refusal, LoadError):
+                # Nothing is left to try: the verifier's own words say more than
+                # a list of alternatives.
+                raise refusal from None
+            raise
         try:
             return _attempt(plan, wanted_maps, choices)
         except _RefusedError as error:
-            if isinstance(error.__cause__, LoadError) and _is_last(choices, error.program):
-                # Nothing else to try for a required hook: the verifier's own
-                # words say more than a list of alternatives.
-                raise error.__cause__ from None
             refused[error.program] = error.reason
-
-
-def _is_last(choices: tuple[Choice, ...], program: str) -> bool:
-    for choice in choices:
-        alternative = choice.alternative
-        if alternative is not None and program in alternative.programs:
-            return choice.hook.required and alternative is choice.hook.alternatives[-1]
-    return True
+            refusal = error.__cause__

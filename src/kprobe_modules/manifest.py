@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
 from kprobe_modules.errors import ManifestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kprobe_modules.handler import Handler
     from kprobe_modules.records import Record
@@ -100,10 +100,22 @@ class Hook:
     """What stays unfilled when no alternative is live, as ``record.field``."""
 
     @tag.validator
-    def _check_tag(self, _attribute: Any, value: str) -> None:
+    def _check_tag(self, _attribute: attrs.Attribute[str], value: str) -> None:
         if value not in TAGS:
             msg = f"hook {self.name}: tag is {value!r}, expected one of {', '.join(TAGS)}"
             raise ManifestError(msg)
+
+
+def _names(given: Iterable[str]) -> tuple[str, ...]:
+    return tuple(given)
+
+
+def _hooks(given: Iterable[Hook]) -> tuple[Hook, ...]:
+    return tuple(given)
+
+
+def _records(given: Iterable[type[Record]]) -> tuple[type[Record], ...]:
+    return tuple(given)
 
 
 @attrs.frozen
@@ -119,21 +131,21 @@ class Manifest:
     handler: str | type[Handler]
     """The handler class, or ``package.module:Class`` to import when it is enabled."""
 
-    hooks: tuple[Hook, ...] = attrs.field(converter=tuple)
-    common_maps: tuple[str, ...] = attrs.field(default=("events",), converter=tuple)
+    hooks: tuple[Hook, ...] = attrs.field(converter=_hooks)
+    common_maps: tuple[str, ...] = attrs.field(default=("events",), converter=_names)
     """Names of the common maps that the object expects to be injected."""
 
-    records: tuple[type[Record], ...] = attrs.field(default=(), converter=tuple)
+    records: tuple[type[Record], ...] = attrs.field(default=(), converter=_records)
     """The record classes that the handler may produce, for listings."""
 
-    fills: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    fills: tuple[str, ...] = attrs.field(default=(), converter=_names)
     """Common maps whose entries are this module's: emptied when it leaves."""
 
     tail_calls: Mapping[str, str] = attrs.field(factory=dict)
     """Slot name to the program that serves it.  A caller, of any module, reads the
     slot's number from its constant ``km_slot_<name>``."""
 
-    own_programs: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    own_programs: tuple[str, ...] = attrs.field(default=(), converter=_names)
     """Programs that no hook attaches: the handler runs them itself."""
 
     summary: str = ""
@@ -146,13 +158,15 @@ class Manifest:
         return self.name
 
     @name.validator
-    def _check_name(self, _attribute: Any, value: str) -> None:
+    def _check_name(self, _attribute: attrs.Attribute[str], value: str) -> None:
         if not value.isidentifier() or value != value.lower():
             msg = f"module name is {value!r}, expected a lower-case identifier"
             raise ManifestError(msg)
 
     @hooks.validator
-    def _check_hooks(self, _attribute: Any, value: tuple[Hook, ...]) -> None:
+    def _check_hooks(
+        self, _attribute: attrs.Attribute[tuple[Hook, ...]], value: tuple[Hook, ...]
+    ) -> None:
         names = [hook.name for hook in value]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

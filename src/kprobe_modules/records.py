@@ -11,13 +11,13 @@ is one per event.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Failure", "Late", "Lost", "Record", "Stats", "Steady", "as_dict", "field_names"]
 
@@ -118,12 +118,12 @@ class Stats(Record):
     """Module name to ``emitted``, ``received``, ``lost``, ``errors`` and finer counts."""
 
 
-@lru_cache(maxsize=None)
-def field_names(record_class: type[Record]) -> tuple[str, ...]:
-    """
-    Return the names of a record class's fields, ``time`` first.
-    """
+def _field_names(record_class: type[Record]) -> tuple[str, ...]:
     return tuple(field.name for field in attrs.fields(record_class))
+
+
+field_names = cast("Callable[[type[Record]], tuple[str, ...]]", cache(_field_names))
+"""Return the names of a record class's fields, ``time`` first."""
 
 
 def as_dict(record: Record) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What handlers reach beyond messages: each other's objects, their maps, own sourc
 from __future__ import annotations
 
 import select
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kprobe_modules.errors import ModuleStateError
@@ -37,10 +38,11 @@ class Offers:
         Raises:
             ModuleStateError: when another module offers something of that name.
         """
-        owner, _ = self._offered.setdefault(name, (module, offered))
+        owner, _ = self._offered.get(name, (module, None))
         if owner != module:
             msg = f"{module}: {name} is provided by module {owner} already"
             raise ModuleStateError(msg)
+        self._offered[name] = (module, offered)
 
     def find(self, name: str) -> object | None:
         """
@@ -169,7 +171,12 @@ class Sources:
             OSError, ManifestError: as the handler does.
         """
         source = handler.open_source(name)
-        fd = source.fileno()
+        try:
+            fd = source.fileno()
+            self._watch(fd)
+        except BaseException:
+            source.close()
+            raise
 
         def close(opened: OpenSource) -> None:
             if self._open.pop(fd, None) is not None:
@@ -178,8 +185,15 @@ class Sources:
 
         opened = OpenSource(source, name, close)
         self._open[fd] = (module, handler, opened)
-        self._watch(fd)
         return opened
+
+    def rest(self, module: str, name: str) -> None:
+        """
+        Do not let a source that fails end every wait; it is still read at each drain.
+        """
+        for fd, (owner, _, opened) in self._open.items():
+            if (owner, opened.name) == (module, name):
+                self._unwatch(fd)
 
     def readable(self) -> list[tuple[str, str, Callable[[], Iterable[Record]]]]:
         """
@@ -190,11 +204,8 @@ class Sources:
         poll = select.poll()
         for fd in self._open:
             poll.register(fd, select.POLLIN)
-        ready = []
+        ready: list[tuple[str, str, Callable[[], Iterable[Record]]]] = []
         for fd, _ in poll.poll(0):
             module, handler, opened = self._open[fd]
-            name = opened.name
-            ready.append(
-                (module, name, lambda handler=handler, name=name: handler.read_source(name))
-            )
+            ready.append((module, opened.name, partial(handler.read_source, opened.name)))
         return ready

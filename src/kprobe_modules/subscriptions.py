@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from kprobe_modules.dispatch import STALL_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from types import TracebackType
 
     from kprobe_modules.dispatch import Faults
@@ -36,7 +36,7 @@ class Subscription:
         errors: records at which the callback raised.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what subscribe is given, and whom to tell
         self,
         callback: Callable[[Record], object],
         *,
@@ -45,16 +45,21 @@ class Subscription:
         capacity: int | None,
         faults: Faults,
         forget: Callable[[Subscription], None],
+        report: Callable[[Iterable[Record]], None],
     ) -> None:
         self._callback = callback
         self._module = module
         self._record = record
         self._faults = faults
         self._forget = forget
+        self._report = report
         self._capacity = capacity
         self._queue: deque[Record] = deque()
         self._ready = threading.Condition()
         self._closed = False
+        self._entered = 0
+        self._left = 0
+        """How many records entered the queue, and how many the callback is done with."""
         self._thread: threading.Thread | None = None
         self.delivered = 0
         self.dropped = 0
@@ -89,16 +94,23 @@ class Subscription:
             return record.record == self._record
         return isinstance(record, self._record)
 
-    def deliver(self, records: Iterable[Record]) -> list[Record]:
+    def deliver(self, records: Iterable[Record], revoked: Collection[str] = ()) -> list[Record]:
         """
         Hand over the records it wants; return what there is to report about that.
+
+        Args:
+            records: in order.
+            revoked: modules whose records are not to be handed over any more; it
+                may grow meanwhile.
         """
-        if self._capacity is not None:
-            self._enqueue(record for record in records if self.wants(record))
-            return []
         reports: list[Record] = []
+        if self._capacity is not None:
+            self._enqueue(
+                record for record in records if self.wants(record) and record.module not in revoked
+            )
+            return reports
         for record in records:
-            if self.wants(record) and not self._closed:
+            if self.wants(record) and not self._closed and record.module not in revoked:
                 reports += self._call(record)
         return reports
 
@@ -117,12 +129,15 @@ class Subscription:
     def _enqueue(self, records: Iterable[Record]) -> None:
         assert self._capacity is not None  # noqa: S101 - only threaded ones come here
         with self._ready:
+            if self._closed:
+                return
             for record in records:
                 if len(self._queue) >= self._capacity:
                     self.dropped += 1
                 else:
                     self._queue.append(record)
-            self._ready.notify()
+                    self._entered += 1
+            self._ready.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -132,16 +147,41 @@ class Subscription:
                 if not self._queue:
                     return
                 record = self._queue.popleft()
-            self._call(record)
+            reports = self._call(record)
+            with self._ready:
+                self._left += 1
+                self._ready.notify_all()
+            if reports:
+                self._report(reports)
 
-    def discard(self, module: str) -> int:
+    def settle(self, module: str, timeout: float = 1.0) -> int:
         """
-        Drop what is queued of a module that was detached; return how many.
+        Let a thread of its own finish with the records of a module that was detached.
+
+        Args:
+            module: the module.
+            timeout: seconds to wait; what a stalling callback has not taken by then
+                is dropped.
+
+        Returns:
+            How many were dropped.
         """
+        if self._thread is None:
+            return 0
         with self._ready:
-            kept = [record for record in self._queue if record.module != module]
+            mark = self._entered
+            if self._thread is not threading.current_thread():
+                self._ready.wait_for(lambda: self._left >= mark or self._closed, timeout)
+            # What entered since belongs to whoever was attached since.
+            old = max(0, len(self._queue) - (self._entered - mark))
+            kept = deque(
+                record
+                for index, record in enumerate(self._queue)
+                if index >= old or record.module != module
+            )
             dropped = len(self._queue) - len(kept)
-            self._queue = deque(kept)
+            self._queue = kept
+            self._left += dropped
         self.dropped += dropped
         return dropped
 
@@ -157,7 +197,7 @@ class Subscription:
             if self._closed:
                 return
             self._closed = True
-            self._ready.notify()
+            self._ready.notify_all()
         self._forget(self)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)

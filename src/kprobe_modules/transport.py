@@ -9,6 +9,7 @@ data channel stays a set of perf rings, because its records are read CPU by CPU.
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING
 
 import attrs
@@ -29,7 +30,8 @@ TRANSPORTS = {"perf": 0, "ringbuf": 1}
 FRAMING = Framing()
 """Where ``struct km_header`` (bpf/km/header.h) keeps time, ids and length."""
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
+"""Bytes: rings are counted in pages of the machine."""
 
 
 def _power_of_two(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
@@ -46,7 +48,7 @@ class RingOptions:
 
     transport: str = attrs.field(default="perf")
     pages: int = attrs.field(default=512, validator=_power_of_two)
-    """Pages of 4 KiB per CPU, a power of two."""
+    """Pages per CPU, a power of two; a page has 4 KiB on most machines."""
     data_pages: int = attrs.field(default=256, validator=_power_of_two)
     """The same for the data channel."""
     watermark: int | None = attrs.field(default=None)

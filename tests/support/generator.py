@@ -65,7 +65,8 @@ class Tailed(Record, module="generator"):
 @attrs.define
 class Bulk(Record, module="generator"):
     """
-    A control message with the payload that the data channel held for it.
+    A control message with the payloads that the data channel held for it, without
+    their own sequence and length.
     """
 
     cpu: int
@@ -85,7 +86,7 @@ class GeneratorHandler(Handler):
     def on_size_24(self, time: int, cpu: int, sequence: int, check: int, value: int) -> Record:
         chunks = self.context.data(cpu, time)
         if chunks:
-            return Bulk(time, cpu, sequence, tuple(chunk.payload[8:] for chunk in chunks))
+            return Bulk(time, cpu, sequence, tuple(chunk.payload[16:] for chunk in chunks))
         return Small(time, sequence, check, value)
 
     def on_size_40(self, time: int, cpu: int, sequence: int) -> Record:

@@ -48,8 +48,13 @@ TABLE = {
     "subscriptions transport",
     "api": "decode errors handler libbpf manifest records",
     # the composing rooms
-    "collector": "attached clock dispatch errors features handler hooks intake libbpf loader "
-    "manifest maps objectfile records registry resources rings subscriptions transport",
+    "collector": "attached clock delivery dispatch ensemble errors intake libbpf manifest "
+    "records registry subscriptions transport",
+    "ensemble": "admission attached clock dispatch errors features hooks intake libbpf loader "
+    "manifest records resources rings",
+    "admission": "attached dispatch features handler intake libbpf loader manifest maps "
+    "objectfile resources",
+    "delivery": "dispatch records subscriptions",
     "attached": "dispatch errors hooks libbpf loader losses manifest records",
     "intake": "channel clock errors libbpf maps rings transport",
     "channel": "clock errors handler rings",

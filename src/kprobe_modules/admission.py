@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From a manifest to a live module: everything that is given to it on the way.
+
+Undone as a whole when any step fails.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from logging import getLogger
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kprobe_modules import objectfile
+from kprobe_modules.attached import AttachedModule
+from kprobe_modules.dispatch import Binding
+from kprobe_modules.handler import Context
+from kprobe_modules.intake import DATA_CHANNEL
+from kprobe_modules.loader import Plan, bring_up, check_tunables
+from kprobe_modules.maps import machine_arch
+from kprobe_modules.resources import LoadedResources
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from kprobe_modules.dispatch import Dispatcher
+    from kprobe_modules.features import Features
+    from kprobe_modules.handler import DataChunk
+    from kprobe_modules.intake import Intake
+    from kprobe_modules.libbpf import Library
+    from kprobe_modules.manifest import Manifest
+    from kprobe_modules.objectfile import ObjectSpec
+    from kprobe_modules.resources import Offers, Sources
+
+__all__ = ["Admission"]
+
+
+@attrs.frozen(eq=False)
+class Admission:
+    """
+    What modules share, and how one is brought up among the others.
+    """
+
+    intake: Intake
+    library: Library
+    dispatcher: Dispatcher
+    offers: Offers
+    sources: Sources
+    chosen: Mapping[str, str]
+    """The user's choices of alternatives, ``module.hook`` to what is wanted."""
+    proc_root: Path
+
+    def bring_up(
+        self,
+        manifest: Manifest,
+        tunables: Mapping[str, int | bool],
+        module_id: int,
+        features: Features,
+        undo: ExitStack,
+    ) -> AttachedModule:
+        """
+        Load a module, bind its handler, and attach its hooks; nothing is scanned yet.
+
+        Args:
+            manifest: the module.
+            tunables: what the user sets.
+            module_id: what its messages bear; of no other module that is attached.
+            features: of the running kernel.
+            undo: gets what is to be done if a later step fails.
+
+        Raises:
+            KprobeModulesError: when anything refuses; then *undo* is to be closed.
+        """
+        name = manifest.name
+        data = manifest.object_bytes(machine_arch())
+        spec = objectfile.read(data, name)
+        check_tunables(name, spec, tunables)
+        if DATA_CHANNEL in manifest.common_maps:
+            self.intake.open_channel().adopt(module_id)
+            undo.callback(self.intake.leave_channel, module_id)
+        live: dict[str, str] = {}
+        resources = LoadedResources(name, self.library)
+        context = self._context(manifest, spec, module_id, tunables, live, resources)
+        undo.callback(self.offers.withdraw, name)
+        handler = manifest.handler_class()(context)
+        binding = Binding(name, module_id, spec, handler)
+        # Messages may come as soon as the first hook is live.
+        binding.register(self.intake.drainer)
+        undo.callback(binding.unregister, self.intake.drainer)
+        self.dispatcher.add(binding)
+        undo.callback(self.dispatcher.remove, binding)
+        loaded = bring_up(
+            Plan(
+                manifest=manifest,
+                spec=spec,
+                data=data,
+                common=self.intake.common,
+                library=self.library,
+                features=features,
+                constants={**self._constants(spec, module_id), **tunables},
+                chosen=self._choices_of(name),
+                open_source=partial(self.sources.open, name, handler),
+            )
+        )
+        undo.callback(loaded.close)
+        resources.loaded = loaded
+        return AttachedModule(loaded, binding, self.library, live)
+
+    def _constants(self, spec: ObjectSpec, module_id: int) -> dict[str, int]:
+        values = {"km_module_id": module_id, **self.intake.constants}
+        constants = {}
+        for tunable in spec.tunables:
+            if tunable.name in values:
+                constants[tunable.name] = values[tunable.name]
+            elif tunable.name.startswith("km_slot_"):
+                slot = tunable.name.removeprefix("km_slot_")
+                constants[tunable.name] = self.intake.common.slot(slot)
+        return constants
+
+    def _choices_of(self, name: str) -> dict[str, str]:
+        prefix = f"{name}."
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self.chosen.items()
+            if key.startswith(prefix)
+        }
+
+    def _context(  # noqa: PLR0913, PLR0917 - what a handler may know comes from many places
+        self,
+        manifest: Manifest,
+        spec: ObjectSpec,
+        module_id: int,
+        tunables: Mapping[str, int | bool],
+        live: dict[str, str],
+        resources: LoadedResources,
+    ) -> Context:
+        values = {
+            item.name: item.default
+            for item in spec.tunables
+            if not item.name.startswith("km_") and not isinstance(item.default, bytes)
+        }
+
+        def data(cpu: int, until: int) -> list[DataChunk]:
+            channel = self.intake.channel
+            return channel.take(module_id, cpu, until) if channel else []
+
+        return Context(
+            name=manifest.name,
+            tunables={**values, **tunables},
+            log=getLogger(f"kprobe_modules.modules.{manifest.name}"),
+            proc_root=self.proc_root,
+            provide=partial(self.offers.provide, manifest.name),
+            find=self.offers.find,
+            data=data,
+            live=live,
+            map=resources.map,
+            program_fd=resources.program_fd,
+        )
