@@ -202,8 +202,8 @@ def _add_run(commands: Commands) -> None:
         "--stats", action="store_true", help="end with a record of totals per module"
     )
     group = parser.add_argument_group("selection")
-    group.add_argument("-p", "--pid", metavar="PID[,PID]", help="records of these processes")
-    group.add_argument("-u", "--uid", metavar="UID[,UID]", help="records of these users")
+    group.add_argument("-p", "--pid", metavar="PID[,PID]", help="records with these pids")
+    group.add_argument("-u", "--uid", metavar="UID[,UID]", help="records with these uids")
     group.add_argument("-n", "--comm", metavar="REGEX", help="records of commands like this")
     group.add_argument(
         "--filter",

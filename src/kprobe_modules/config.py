@@ -9,7 +9,7 @@ Five layers are merged, the first that says something wins::
 The file is the one named by ``--config``, else by ``KPROBE_MODULES_CONFIG``,
 else ``/etc/kprobe_modules.toml`` if it exists::
 
-    enable = ["processes"]          # default: every registered module
+    enable = ["NAME"]               # default: every registered module
     disable = []
     transport = "perf"              # or "ringbuf"
     pages = 512                     # of each CPU's ring, a power of two

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kprobe_modules import config
 from kprobe_modules.commands import options
+from kprobe_modules.doctor import Host
 from kprobe_modules.doctor.modules import doubt, prospect
 from kprobe_modules.errors import KprobeModulesError
 from kprobe_modules.features import Features
@@ -35,14 +36,17 @@ def run(parsed: argparse.Namespace) -> int:
     """
     chosen = options.load(parsed)
     registry = Registry()
-    features = Features(find())
+    host = Host()
+    features = Features(find(), proc=host.proc, sys=host.sys)
     for name in config.select(chosen, registry.names()):
-        entry = _entry(name, registry, features, chosen)
+        entry = _entry(name, registry, features, host, chosen)
         print(json.dumps(entry) if parsed.json else _text(entry))
     return 0
 
 
-def _entry(name: str, registry: Registry, features: Features, chosen: Options) -> dict[str, Any]:
+def _entry(
+    name: str, registry: Registry, features: Features, host: Host, chosen: Options
+) -> dict[str, Any]:
     where = registry.registration(name)
     entry: dict[str, Any] = {
         "module": name,
@@ -52,7 +56,7 @@ def _entry(name: str, registry: Registry, features: Features, chosen: Options) -
     try:
         manifest = registry.load(name)
         entry |= {"version": manifest.version, "summary": manifest.summary}
-        found = prospect(name, registry, features, chosen)
+        found = prospect(name, registry, features, host, chosen)
     except KprobeModulesError as error:
         return entry | {"error": str(error)}
     return entry | {"hooks": [_hook(choice, found, features) for choice in found.choices]}

@@ -28,7 +28,6 @@ def examine(
     registry: Registry,
     *,
     host: Host | None = None,
-    attach: bool = False,
 ) -> Iterator[Finding]:
     """
     Make every check, in order.
@@ -37,7 +36,6 @@ def examine(
         options: which modules, hooks and ring sizes to check for.
         registry: the modules there are.
         host: where to look.
-        attach: whether to attach each module for real, which needs privileges.
     """
     from kprobe_modules.doctor import kernel, modules
     from kprobe_modules.transport import RingOptions
@@ -47,11 +45,9 @@ def examine(
     yield from modules.check_libbpf()
     yield modules.check_reader()
     kinds: set[str] = set()
-    names: tuple[str, ...] = ()
     findings: list[Finding] = []
     try:
-        names = _names(options, registry)
-        examined = _modules(names, registry, host, options)
+        examined = _modules(_names(options, registry), registry, host, options)
     except LibbpfNotFoundError:
         examined = []  # already said
     except KprobeModulesError as error:
@@ -63,8 +59,6 @@ def examine(
     yield from kernel.check_rights(host, sorted(kinds))
     yield from kernel.check_rings(host, options.pages or RingOptions().pages)
     yield from findings
-    if attach:
-        yield from modules.attach_each(names, registry, options)
 
 
 def _names(options: Options, registry: Registry) -> tuple[str, ...]:

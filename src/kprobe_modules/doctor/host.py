@@ -37,7 +37,7 @@ def _root(variable: str, default: str) -> Path:
 @attrs.frozen(slots=False)
 class Host:
     """
-    Where to look.  ``HOST_PROC`` and ``HOST_SYS`` move the roots, as in containers.
+    Where to look.  ``HOST_PROC`` and ``HOST_SYS`` move the roots, for a guest of the host.
     """
 
     proc: Path = attrs.field(factory=lambda: _root("HOST_PROC", "/proc"), converter=Path)
@@ -137,6 +137,12 @@ class Host:
         Return compiler-made variants of a function, such as ``name.isra.0``.
         """
         return sorted(name for name in self.functions if name.startswith(f"{function}."))
+
+    def has_kernel_module(self, name: str) -> bool:
+        """
+        Tell whether a kernel module is loaded or built in.
+        """
+        return (self.sys / "module" / name).exists()
 
     def locked_bytes_allowed(self) -> int | None:
         """

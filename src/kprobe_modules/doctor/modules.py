@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kprobe_modules.doctor.findings import fail, ok, skip, warn
-from kprobe_modules.errors import KprobeModulesError, VerifierError
+from kprobe_modules.errors import KprobeModulesError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from kprobe_modules.config import Options
     from kprobe_modules.doctor.findings import Finding
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Examined",
     "Prospect",
-    "attach_each",
     "check_libbpf",
     "check_reader",
     "doubt",
@@ -96,7 +95,9 @@ class Prospect:
     choices: tuple[Choice, ...]
 
 
-def prospect(name: str, registry: Registry, features: Features, options: Options) -> Prospect:
+def prospect(
+    name: str, registry: Registry, features: Features, host: Host, options: Options
+) -> Prospect:
     """
     Read a module and choose its hooks, loading nothing into the kernel.
 
@@ -104,7 +105,6 @@ def prospect(name: str, registry: Registry, features: Features, options: Options
         KprobeModulesError: the module, its object or a choice of hook is wrong.
     """
     from kprobe_modules import hooks, objectfile
-    from kprobe_modules.loader import kernel_module_loaded
     from kprobe_modules.maps import machine_arch
 
     prefix = f"{name}."
@@ -117,7 +117,7 @@ def prospect(name: str, registry: Registry, features: Features, options: Options
     spec = objectfile.read(manifest.object_bytes(machine_arch()), name)
     hooks.check_hooks(manifest, spec)
     choices = hooks.choose(
-        manifest, spec, features, chosen=chosen, kernel_module_loaded=kernel_module_loaded
+        manifest, spec, features, chosen=chosen, kernel_module_loaded=host.has_kernel_module
     )
     return Prospect(manifest, spec, choices)
 
@@ -144,7 +144,7 @@ def examine_module(
     """
     label = f"module.{name}"
     try:
-        found = prospect(name, registry, features, options)
+        found = prospect(name, registry, features, host, options)
     except KprobeModulesError as error:
         remedy = f"reinstall {_distribution(registry, name)}, or --disable {name}"
         return Examined(name, findings=(fail(label, str(error), remedy),))
@@ -213,27 +213,3 @@ def _variants(spec: ObjectSpec, program: str, host: Host) -> str:
 
 
 _BY_FUNCTION = ("kprobe", "kretprobe", "fentry", "fexit")
-
-
-def attach_each(names: Iterable[str], registry: Registry, options: Options) -> Iterator[Finding]:
-    """
-    Really attach each module on its own, and detach it.
-    """
-    from kprobe_modules.commands.watching import open_collector
-
-    for name in names:
-        label = f"attach.{name}"
-        try:
-            with open_collector(options, registry) as collector:
-                collector.attach(name, **options.tunables.get(name, {}))
-                live = ", ".join(sorted(collector.status(name).live.values())) or "nothing"
-                collector.detach(name)
-        except VerifierError as error:
-            tail = " | ".join(error.tail().splitlines())
-            yield fail(
-                label, f"{error.program} was refused by the verifier: {tail}", "report this log"
-            )
-        except KprobeModulesError as error:
-            yield fail(label, str(error), "see the findings above")
-        else:
-            yield ok(label, f"attached {live}; detached")
