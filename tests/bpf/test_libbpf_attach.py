@@ -144,6 +144,11 @@ def test_a_program_of_another_type_is_an_attach_error(loaded):
     assert caught.value.errno == errno.EINVAL
 
 
+def test_a_program_that_is_not_loaded_says_so(loaded):
+    with pytest.raises(KernelError, match="nowhere: not loaded"):
+        loaded.programs["nowhere"].attach_trace()
+
+
 def test_kprobes_count_calls_or_the_kernel_has_none(loaded):
     program = loaded.programs["start_kprobe"]
     for retprobe in (False, True):

@@ -169,7 +169,7 @@ class BpfProgram:
         return self._attach(how, "attach_iter", ctypes.byref(options))
 
     def _attach(self, how: str, function: str, *arguments: object) -> Link:
-        self._owner.check()
+        _ = self.fd  # libbpf's answer for a program that is not loaded misleads
         library = self._owner.library
         with library.messages.listen() as lines:
             attach = getattr(self._c, f"bpf_program__{function}")
