@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     Return the guest command's exit status, or 70 when the guest itself failed.
     """
     options = _parser().parse_args(arguments)
+    # A guest has to end with us.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         if options.verb == "list":
             for kernel in kernels.KERNELS:
