@@ -158,7 +158,8 @@ def test_attach_in_the_middle() -> None:
             assert not started, f"{process} had ended"
             continue
         assert len(started) == len(exited), process
-        if process.died > after:
+        # When a zombie died is not known to who reaps it late.
+        if process.died > after and (process.kind != "late_reap" or process.born > after):
             assert len(started) == 1, f"{process}: started {len(started)} times"
             late += 1
         if started:
@@ -189,8 +190,8 @@ def test_existing_processes_are_found_once() -> None:
     steady = [record for record in records if record.record == "steady"]
 
     assert {pid for pid, count in times.items() if count > 1} == set()
-    zombies = {item for item in before & after if item not in times and is_zombie(item)}
-    assert (before & after) - zombies <= times.keys()
+    missed = {item for item in before & after if item not in times}
+    assert {item for item in missed if not is_zombie(item) and not is_hidden(item)} == set()
     for item in started:
         if item.pid in expected:
             assert item.existing
@@ -208,6 +209,19 @@ def is_zombie(pid: int) -> bool:
     except OSError:
         return True
     return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
+def is_hidden(pid: int) -> bool:
+    """
+    Tell whether the machine keeps a process even from root, as some sandboxes do their own.
+    """
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager
