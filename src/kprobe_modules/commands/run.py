@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Printer", "run"]
 
-#: Long enough for the collector to look at its descriptors, too short to notice.
-GLANCE = 0.001
+#: Records taken before they are written, so that memory stays bounded.
+CHUNK = 4096
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -60,13 +60,15 @@ def run(parsed: argparse.Namespace) -> int:
         deadline = None if parsed.timeout is None else monotonic() + parsed.timeout
         output = None if printer.sink is discard else sys.stdout.fileno()
         while not (interrupts.requested or printer.full):
+            records = collector.poll(CHUNK)
+            printer.print(records)
             left = interval_of(chosen)
             if deadline is not None:
                 left = min(left, deadline - monotonic())
                 if left <= 0:
                     break
-            interrupts.wait(collector.fileno(), left, output)
-            printer.print(collector.poll(timeout=GLANCE))
+            if len(records) < CHUNK and not printer.full:
+                interrupts.wait(collector.fileno(), left, output)
         printer.print(collector.flush())
         stats = collector.stats()
     if parsed.stats:
