@@ -19,14 +19,13 @@ import attrs
 
 from kprobe_modules import capabilities
 from kprobe_modules.errors import KprobeModulesError, NotSupportedError
-from kprobe_modules.libbpf import KernelBtf
 from kprobe_modules.libbpf.descriptor import ENOTSUPP, symbol_of
 from kprobe_modules.symbols import Symbols
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kprobe_modules.libbpf import Library
+    from kprobe_modules.libbpf import KernelBtf, Library
 
 __all__ = ["Answer", "Features", "Support"]
 
@@ -96,7 +95,11 @@ class Features:
         self._library = library
         self._proc = proc
         self._sys = sys
-        self.btf = btf or KernelBtf(library, sys=sys)
+        if btf is None:
+            from kprobe_modules.libbpf import KernelBtf
+
+            btf = KernelBtf(library, sys=sys)
+        self.btf = btf
         self._symbols = Symbols(proc / "kallsyms")
         self._lock = threading.RLock()
         self._answers: dict[tuple[str, ...], Answer] = {}
