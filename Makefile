@@ -25,7 +25,7 @@ C_SOURCES = $$(git ls-files --cached --others --exclude-standard '*.c' '*.h')
 PYTHON_SOURCES := src modules rings tests tools setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-bpf test-kernel test-vm vm check format bpf bench clean
+.PHONY: help run test test-unit test-bpf test-kernel test-vm vm check check-lint check-types check-c check-imports check-generated format bpf bench clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -72,14 +72,27 @@ vm: $(VENV)/.dev
 	@$(INSTALL) vm
 	@$(PY) -m tests.vm run --kernel '$(KERNEL)' -- "$$CMD"
 
+# Each of these runs, whatever the others find.
 check: $(VENV)/.dev
 	@$(INSTALL) bpf check
+	@$(MAKE) --no-print-directory --keep-going \
+	    check-lint check-types check-c check-imports check-generated
+
+check-lint:
 	$(VENV)/bin/ruff check $(PYTHON_SOURCES)
 	$(VENV)/bin/ruff format --check $(PYTHON_SOURCES)
+
+check-types:
 	$(PY) tools/package_view.py
 	MYPYPATH=build/view $(PY) -m mypy -p kprobe_modules
+
+check-c:
 	clang-format-14 --dry-run --Werror $(C_SOURCES)
+
+check-imports:
 	$(PYTEST) -q tests/unit/test_imports_table.py
+
+check-generated:
 	$(PY) tools/build_bpf.py --check
 
 format: $(VENV)/.dev
