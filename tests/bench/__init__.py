@@ -11,6 +11,7 @@ over rings that one generator filled with the same messages::
     steady.py    a generator running on the other core, at two rates
     emit.py      what one message costs in the kernel, by transport
     overhead.py  a fork+exec loop with and without a module
+    guest.py     the same beside bcc's execsnoop, on a kernel with kprobes
     startup.py   import, first record, resident memory
 
 Figures are medians with their minimum and maximum; the ratios are the median

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import drain, emit, overhead, report, startup, steady, workshop
+from tests.bench import drain, emit, guest, overhead, report, startup, steady, workshop
 from tests.bench.effort import Effort
 from tests.bench.figures import Missing
+from tests.bench.rounds import WrongContentsError
 from tests.bench.workshop import BUILD, UnavailableError, Workshop
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ PARTS: dict[str, Callable[[Workshop, Effort], Sequence[Figure | Missing]]] = {
     "emit": emit.measure,
     "startup": lambda _, effort: startup.measure(effort),
     "overhead": overhead.measure,
+    "guest": guest.measure,
 }
 
 
@@ -44,6 +46,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("part", nargs="*", help=f"{', '.join(PARTS)}; all of them by default")
     parser.add_argument("--rounds", type=int, default=15, help="of each comparison (15)")
+    parser.add_argument("--loops", type=int, default=1000, help="forks and execs each time (1000)")
     parser.add_argument("--output", type=Path, default=BUILD.parent / "bench.json")
     parser.add_argument(
         "--scratch",
@@ -62,7 +65,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     """
-    Run what was asked for.  A part that cannot run says why and the rest goes on.
+    Run what was asked for.  A part that cannot run says why and the rest goes on;
+    the status is 1 if one failed.
     """
     chosen = _arguments()
     if os.geteuid() != 0:
@@ -74,7 +78,8 @@ def main() -> int:
     chosen.scratch.mkdir(parents=True, exist_ok=True)
     print(report.heading())
     figures: list[Figure | Missing] = []
-    effort = Effort(chosen.scratch, chosen.rounds, progress=_progress)
+    status = 0
+    effort = Effort(chosen.scratch, chosen.rounds, loops=chosen.loops, progress=_progress)
     for name, measure in PARTS.items():
         if chosen.part and name not in chosen.part:
             continue
@@ -82,12 +87,15 @@ def main() -> int:
             found = measure(Workshop(), effort)
         except UnavailableError as error:
             found = [Missing(name, str(error))]
+        except (OSError, RuntimeError, WrongContentsError) as error:
+            found = [Missing(name, f"FAILED: {error}")]
+            status = 1
         figures += found
         # After each part, so that an interrupted run leaves what it measured.
         report.write(chosen.output, found)
     _progress("")
     print(report.table(figures))
-    return 0
+    return status
 
 
 if __name__ == "__main__":

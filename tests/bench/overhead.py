@@ -42,7 +42,8 @@ KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 BCC_EXECSNOOP = Path("/usr/sbin/execsnoop-bpfcc")
 LIBBPF_EXECSNOOP = Path("/usr/sbin/execsnoop")
 
-START_DEADLINE = 60.0
+START_DEADLINE = 600.0
+"""bcc compiles its program first; in an emulated guest that takes minutes."""
 
 
 def churn(workshop: Workshop, count: int) -> float:
@@ -87,16 +88,28 @@ def _ours(scratch: Path) -> Iterator[None]:
         yield
 
 
+def _bcc_lacks() -> str:
+    """
+    What bcc needs of this kernel and does not find; empty if nothing.
+    """
+    if not KPROBES.exists():
+        return "needs kprobes"
+    build = Path("/lib/modules") / os.uname().release / "build"
+    if "BCC_KERNEL_SOURCE" not in os.environ and not build.exists():
+        return f"needs the headers of Linux {os.uname().release}"
+    return ""
+
+
 def _peers(
     scratch: Path,
-) -> tuple[dict[str, Callable[[], AbstractContextManager[None]]], dict[str, str]]:
+) -> tuple[dict[str, Watcher], dict[str, str]]:
     """
     Which execsnoops can run here, and why not the others.
     """
     peers: dict[str, Watcher] = {}
     missing: dict[str, str] = {}
     for name, path, why in (
-        ("execsnoop", BCC_EXECSNOOP, "" if KPROBES.exists() else "needs kprobes"),
+        ("execsnoop", BCC_EXECSNOOP, _bcc_lacks()),
         ("execsnoop_libbpf", LIBBPF_EXECSNOOP, ""),
     ):
         if why or not path.exists() or not shutil.which("unshare"):
@@ -111,10 +124,8 @@ def slowdowns(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
     Loop time with each watcher over the mean of the loops before and after it.
     """
     peers, missing = _peers(effort.scratch)
-    watchers = {
-        "": partial(_ours, effort.scratch),
-        **{f"_{name}": make for name, make in peers.items()},
-    }
+    watchers: dict[str, Watcher] = {"": partial(_ours, effort.scratch)}
+    watchers.update({f"_{name}": make for name, make in peers.items()})
     watched: dict[str, list[float]] = {name: [] for name in watchers}
     alone: dict[str, list[float]] = {name: [] for name in watchers}
     everything: list[float] = []

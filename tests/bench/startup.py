@@ -44,7 +44,7 @@ sys.exit(f"touched {{touched}}") if touched else print(took)
 
 RUN = [sys.executable, "-m", "kprobe_modules", "run", "-m", "processes", "-o", "json"]
 
-DEADLINE = 20.0
+DEADLINE = 120.0
 
 
 def environment(scratch: Path) -> dict[str, str]:
