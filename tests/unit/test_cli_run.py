@@ -191,3 +191,18 @@ def test_without_privileges_one_line_names_the_capability(shell: Shell) -> None:
     assert (done.returncode, done.stdout) == (cli.UNPRIVILEGED, "")
     assert done.stderr.count("\n") == 1
     assert re.match(r"kprobe-modules: .*CAP_(BPF|PERFMON|SYS_ADMIN).* is needed to ", done.stderr)
+
+
+def test_loss_is_a_record_and_a_line_of_status(shell: Shell) -> None:
+    needs.root()
+    # 600 messages at once, into a ring of one page.
+    done = shell("run", "doors", "-j", "--pages", "1", "--timeout", "1.5", "--stats")
+
+    assert done.returncode == 0, done.stderr
+    lost = records(done.stdout, "lost")
+    counts = json.loads(done.stdout.splitlines()[-1])["modules"]["doors"]
+    assert list(lost[0]) == ["time", "module", "record", "message", "cpu", "count"]
+    assert sum(int(str(item["count"])) for item in lost) == counts["lost"] > 0
+    assert counts["emitted"] == counts["received"] + counts["lost"]
+    first = lost[0]
+    assert f"doors: lost {first['count']} {first['message']} on CPU {first['cpu']}" in done.stderr
