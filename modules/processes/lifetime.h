@@ -61,13 +61,13 @@ struct {
 } ended_groups SEC(".maps");
 
 /* the fields that every message has, except comm */
-#define describe(message, leader)                                                  \
-	do {                                                                       \
-		(message)->start_time = km_read(leader, start_boottime);           \
-		(message)->cgroup_id = km_cgroup_id_of(km_task_cgroup(leader));    \
-		(message)->pid = km_read(leader, tgid);                            \
-		(message)->parent_pid = km_read(leader, real_parent, tgid);        \
-		(message)->uid = km_read(leader, real_cred, uid.val);              \
+#define describe(message, leader)                                               \
+	do {                                                                    \
+		(message)->start_time = km_read(leader, start_boottime);        \
+		(message)->cgroup_id = km_cgroup_id_of(km_task_cgroup(leader)); \
+		(message)->pid = km_read(leader, tgid);                         \
+		(message)->parent_pid = km_read(leader, real_parent, tgid);     \
+		(message)->uid = km_read(leader, real_cred, uid.val);           \
 	} while (0)
 
 static __always_inline bool is_kernel_thread(struct task_struct *leader)

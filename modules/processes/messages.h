@@ -98,7 +98,7 @@ struct km_processes_pid_exec {
 	km_pid parent_pid;
 	km_uid uid;
 	__u32 args_length; /* bytes of arguments, also those that did not fit */
-	km_comm comm; /* the new one */
+	km_comm comm;	   /* the new one */
 	km_bool truncated; /* some of the arguments are not in args */
 	__u8 _pad[7];
 	char args[]; /* the executable's path and NUL, then each argument and NUL */

@@ -11,7 +11,8 @@
 #include "messages.h"
 
 const volatile __u32 kind KM_DOC("message that `emit_one` writes, by id") = 1;
-const volatile __u32 tail_length KM_DOC("bytes of tail in ragged and bulk messages, at most 1024") = 100;
+const volatile __u32
+	tail_length KM_DOC("bytes of tail in ragged and bulk messages, at most 1024") = 100;
 const volatile __u64 born KM_DOC("value of the field `born`") = 0;
 
 KM_SCRATCH(union km_generator_messages);

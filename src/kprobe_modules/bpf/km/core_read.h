@@ -46,13 +46,13 @@
 /* copy a string field, or the string a pointer points at, always terminated */
 #define km_read_string(to, source) bpf_probe_read_kernel_str(to, sizeof(to), source)
 
-#define KM_READ_1(source, field)                                                             \
-	({                                                                                   \
-		__typeof__(source) km_source_ = (source);                                    \
-		__typeof__(km_source_->field) km_value_;                                     \
-		bpf_probe_read_kernel((void *)&km_value_, sizeof(km_value_),                 \
+#define KM_READ_1(source, field)                                                            \
+	({                                                                                  \
+		__typeof__(source) km_source_ = (source);                                   \
+		__typeof__(km_source_->field) km_value_;                                    \
+		bpf_probe_read_kernel((void *)&km_value_, sizeof(km_value_),                \
 				      __builtin_preserve_access_index(&km_source_->field)); \
-		km_value_;                                                                   \
+		km_value_;                                                                  \
 	})
 #define KM_READ_2(s, a, b) KM_READ_1(KM_READ_1(s, a), b)
 #define KM_READ_3(s, a, b, c) KM_READ_1(KM_READ_2(s, a, b), c)
@@ -61,21 +61,20 @@
 #define KM_READ_PICK(_1, _2, _3, _4, _5, name, ...) name
 
 /* km_read(task, real_parent, tgid) follows pointers: task->real_parent->tgid */
-#define km_read(source, ...)                                                                    \
+#define km_read(source, ...)                                                                     \
 	KM_READ_PICK(__VA_ARGS__, KM_READ_5, KM_READ_4, KM_READ_3, KM_READ_2, KM_READ_1, unused) \
 	(source, __VA_ARGS__)
 
 /* read a bit field: whole bytes first, then the two shifts libbpf computed */
-#define km_read_bits(source, field)                                                           \
-	({                                                                                    \
-		__u64 km_bits_ = 0;                                                           \
-		bpf_probe_read_kernel(                                                        \
-			&km_bits_,                                                            \
-			__builtin_preserve_field_info((source)->field, KM_FIELD_SIZE),        \
-			(const char *)(source) + __builtin_preserve_field_info((source)->field, \
-									       KM_FIELD_OFFSET)); \
-		km_bits_ <<= __builtin_preserve_field_info((source)->field, KM_FIELD_LSHIFT);  \
-		km_bits_ >> __builtin_preserve_field_info((source)->field, KM_FIELD_RSHIFT);   \
+#define km_read_bits(source, field)                                                               \
+	({                                                                                        \
+		__u64 km_bits_ = 0;                                                               \
+		bpf_probe_read_kernel(                                                            \
+			&km_bits_, __builtin_preserve_field_info((source)->field, KM_FIELD_SIZE), \
+			(const char *)(source) +                                                  \
+				__builtin_preserve_field_info((source)->field, KM_FIELD_OFFSET)); \
+		km_bits_ <<= __builtin_preserve_field_info((source)->field, KM_FIELD_LSHIFT);     \
+		km_bits_ >> __builtin_preserve_field_info((source)->field, KM_FIELD_RSHIFT);      \
 	})
 
 /* keep the compiler from undoing a bounds check the verifier needs to see */

@@ -10,7 +10,7 @@
 
 struct km_counter {
 	__u64 emitted; /* every attempt, so emitted = received + lost */
-	__u64 lost; /* attempts that failed */
+	__u64 lost;    /* attempts that failed */
 };
 
 /*

@@ -68,30 +68,31 @@ struct km_registers {
  * Arguments arrive as 64-bit words and leave as what the body declares, pointer
  * or integer: the conversion is the point, hence the silenced warning.
  */
-#define KM_SPREAD(name, context, spread, ...)                                        \
-	name(context *ctx);                                                          \
-	static __always_inline __typeof__(name(0)) name##_body(context *ctx,         \
-							       ##__VA_ARGS__);       \
-	__typeof__(name(0)) name(context *ctx)                                       \
-	{                                                                            \
-		_Pragma("GCC diagnostic push")                                       \
-		_Pragma("GCC diagnostic ignored \"-Wint-conversion\"")               \
-		return name##_body(ctx spread);                                      \
-		_Pragma("GCC diagnostic pop")                                        \
-	}                                                                            \
+/* clang-format off */
+#define KM_SPREAD(name, context, spread, ...)                                                \
+	name(context *ctx);                                                                  \
+	static __always_inline __typeof__(name(0)) name##_body(context *ctx, ##__VA_ARGS__); \
+	__typeof__(name(0)) name(context *ctx)                                               \
+	{                                                                                    \
+		_Pragma("GCC diagnostic push")                                               \
+		_Pragma("GCC diagnostic ignored \"-Wint-conversion\"")                       \
+		return name##_body(ctx spread);                                              \
+		_Pragma("GCC diagnostic pop")                                                \
+	}                                                                                    \
 	static __always_inline __typeof__(name(0)) name##_body(context *ctx, ##__VA_ARGS__)
+/* clang-format on */
 
 /* fentry, fexit (the result follows the arguments), tp_btf */
 #define BPF_PROG(name, ...) \
 	KM_SPREAD(name, __u64, KM_PASTE(KM_ARRAY_, KM_COUNT(__VA_ARGS__))(ctx), ##__VA_ARGS__)
 
 /* kprobe: up to five arguments */
-#define BPF_KPROBE(name, ...)                                                                  \
-	KM_SPREAD(name, struct km_registers,                                                   \
-		  KM_PASTE(KM_REGISTERS_, KM_COUNT(__VA_ARGS__))(ctx), ##__VA_ARGS__)
+#define BPF_KPROBE(name, ...)                                                                     \
+	KM_SPREAD(name, struct km_registers, KM_PASTE(KM_REGISTERS_, KM_COUNT(__VA_ARGS__))(ctx), \
+		  ##__VA_ARGS__)
 
 /* kretprobe: the result alone */
-#define BPF_KRETPROBE(name, ...)                                                          \
+#define BPF_KRETPROBE(name, ...) \
 	KM_SPREAD(name, struct km_registers, KM_COMMA_RESULT(ctx), ##__VA_ARGS__)
 #define KM_COMMA_RESULT(r) , (void *)KM_RESULT(r)
 

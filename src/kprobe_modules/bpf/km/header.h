@@ -10,11 +10,11 @@
  * these offsets; a module never fills the header itself, km/emit.h does.
  */
 struct km_header {
-	__u64 time; /* ns, CLOCK_MONOTONIC, taken just before output */
-	__u16 module; /* which module, injected at load */
+	__u64 time;    /* ns, CLOCK_MONOTONIC, taken just before output */
+	__u16 module;  /* which module, injected at load */
 	__u16 message; /* which message of that module, from 1 */
-	__u16 length; /* bytes of the whole message, header included */
-	__u16 cpu; /* where it was written */
+	__u16 length;  /* bytes of the whole message, header included */
+	__u16 cpu;     /* where it was written */
 };
 
 _Static_assert(sizeof(struct km_header) == 16, "the header is 16 bytes");

@@ -12,8 +12,7 @@
 	static type (*const name)(__VA_ARGS__) __attribute__((unused)) = (void *)number
 
 KM_HELPER(1, void *, bpf_map_lookup_elem, void *map, const void *key);
-KM_HELPER(2, long, bpf_map_update_elem, void *map, const void *key, const void *value,
-	  __u64 flags);
+KM_HELPER(2, long, bpf_map_update_elem, void *map, const void *key, const void *value, __u64 flags);
 KM_HELPER(3, long, bpf_map_delete_elem, void *map, const void *key);
 KM_HELPER(5, __u64, bpf_ktime_get_ns, void);
 KM_HELPER(7, __u32, bpf_get_prandom_u32, void);

@@ -49,8 +49,8 @@ struct {
 
 struct km_tgid_info {
 	km_time start_time; /* with the key, the identity of the process */
-	__u16 module; /* which attachment of the processes module wrote this */
-	__u16 flags; /* KM_TGID_… */
+	__u16 module;	    /* which attachment of the processes module wrote this */
+	__u16 flags;	    /* KM_TGID_… */
 	__u32 _pad;
 };
 

@@ -12,7 +12,7 @@ struct mm_struct {
 
 struct linux_binprm {
 	const char *filename; /* as given to execve */
-	const char *interp; /* what really runs: differs for scripts */
+	const char *interp;   /* what really runs: differs for scripts */
 } KM_CORE;
 
 #endif

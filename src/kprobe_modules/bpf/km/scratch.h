@@ -55,24 +55,24 @@ static __always_inline void km_scratch_give(__u32 slot)
  * which returns memory to build one message in, or NULL when all slots are busy
  * (then account with km_count_lost). Give the slot back after emitting.
  */
-#define KM_SCRATCH(messages)                                                             \
-	struct {                                                                         \
-		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                 \
-		__uint(max_entries, KM_SCRATCH_SLOTS);                                   \
-		__type(key, __u32);                                                      \
-		__type(value, messages);                                                 \
-	} km_scratch SEC(".maps");                                                       \
+#define KM_SCRATCH(messages)                                                                  \
+	struct {                                                                              \
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);                                      \
+		__uint(max_entries, KM_SCRATCH_SLOTS);                                        \
+		__type(key, __u32);                                                           \
+		__type(value, messages);                                                      \
+	} km_scratch SEC(".maps");                                                            \
 	static __always_inline __attribute__((unused)) messages *km_scratch_take(__u32 *slot) \
-	{                                                                                \
-		_Pragma("unroll") for (__u32 i = 0; i < KM_SCRATCH_SLOTS; i++)           \
-		{                                                                        \
-			if (km_scratch_own(i)) {                                         \
-				*slot = i;                                               \
-				return bpf_map_lookup_elem(&km_scratch, slot);           \
-			}                                                                \
-		}                                                                        \
-		return NULL;                                                             \
-	}                                                                                \
+	{                                                                                     \
+		_Pragma("unroll") for (__u32 i = 0; i < KM_SCRATCH_SLOTS; i++)                \
+		{                                                                             \
+			if (km_scratch_own(i)) {                                              \
+				*slot = i;                                                    \
+				return bpf_map_lookup_elem(&km_scratch, slot);                \
+			}                                                                     \
+		}                                                                             \
+		return NULL;                                                                  \
+	}                                                                                     \
 	_Static_assert(1, "")
 
 #endif

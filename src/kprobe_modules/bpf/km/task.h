@@ -25,8 +25,8 @@ struct cred {
 } KM_CORE;
 
 struct signal_struct {
-	atomic_t live; /* threads that have not begun to exit */
-	int nr_threads; /* threads that have not been released */
+	atomic_t live;	     /* threads that have not begun to exit */
+	int nr_threads;	     /* threads that have not been released */
 	int group_exit_code; /* valid if flags has SIGNAL_GROUP_EXIT */
 	unsigned int flags;
 } KM_CORE;
@@ -37,11 +37,11 @@ struct task_struct {
 	int exit_state;
 	int exit_code;
 	unsigned int in_execve : 1;
-	int pid; /* what user space calls a thread id */
+	int pid;  /* what user space calls a thread id */
 	int tgid; /* what user space calls a process id */
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;
-	__u64 start_time; /* CLOCK_MONOTONIC */
+	__u64 start_time;     /* CLOCK_MONOTONIC */
 	__u64 start_boottime; /* CLOCK_BOOTTIME; real_start_time before 5.5 */
 	const struct cred *real_cred;
 	char comm[16];
