@@ -61,14 +61,19 @@ def _map_differences(name: str, theirs: MapSpec, ours: MapSpec) -> list[str]:
     """
     Name everything in which a module's declaration differs from the collector's.
     """
-    different = []
-    for what in ("type_name", "key_size", "value_size", "flags", "key", "value"):
-        their_value, our_value = getattr(theirs, what), getattr(ours, what)
-        if their_value != our_value:
-            different.append(
-                f"common map {name}: {what.replace('_', ' ')} is {their_value}, "
-                f"the collector has {our_value}"
-            )
+    different = [
+        f"common map {name}: {what.replace('_', ' ')} is {getattr(theirs, what)}, "
+        f"the collector has {getattr(ours, what)}"
+        for what in ("type_name", "key_size", "value_size", "flags")
+        if getattr(theirs, what) != getattr(ours, what)
+    ]
+    for what in ("key", "value"):
+        their_shape, our_shape = getattr(theirs, what), getattr(ours, what)
+        if their_shape is not None and our_shape is not None:
+            found = their_shape.differences(our_shape, what)
+            different += [f"common map {name}: {difference}" for difference in found]
+        elif their_shape != our_shape:
+            different.append(f"common map {name}: {what} is {their_shape}, not {our_shape}")
     return different
 
 
