@@ -17,7 +17,7 @@ import pytest
 from tests.bench import drain, emit, guest, overhead, report, startup, steady
 from tests.bench.effort import Effort
 from tests.bench.figures import Figure, Missing, Target, ratios
-from tests.bench.rounds import Contender, WrongContentsError, race
+from tests.bench.rounds import Contender, Race, WrongContentsError
 from tests.bench.workshop import PACKAGES, Workshop
 from tests.support.requirements import needs
 
@@ -55,8 +55,11 @@ def test_a_consumer_that_sees_something_else_is_refused(workshop: Workshop, effo
     honest = Contender("honest", "one", command, "decode")
     # Counts, and so has no sums, but claims to decode.
     wrong = Contender("wrong", "two", command, "count")
-    with pytest.raises(WrongContentsError, match="wrong: sequence sum 0"):
-        race(workshop, [honest, wrong], 8, effort)
+    with (
+        Race(workshop, [honest, wrong], 8, effort.messages) as race,
+        pytest.raises(WrongContentsError, match="wrong: sequence sum 0"),
+    ):
+        race.round(0)
 
 
 def test_steady_rates(workshop: Workshop, effort: Effort) -> None:

@@ -7,7 +7,8 @@ Debian installs bcc there; it therefore imports nothing of this project::
 
     consume.py MAP_FD PAGES
 
-Commands on stdin: ``drain MODE EXPECTED``; each is answered by one JSON object.
+Commands on stdin: ``drain MODE EXPECTED checked|unchecked`` (it always sums); each is
+answered by one JSON object.
 
 bcc builds its tables from programs that it compiled itself.  Here the rings
 must be filled by the same program as everybody's, so the table is bcc's own

@@ -5,8 +5,8 @@
  *
  *	consume MAP_FD PAGES
  *
- * Commands on stdin: "drain decode|count EXPECTED"; each is answered by one JSON
- * object.  The clock runs around perf_buffer__consume() and nothing else.
+ * Commands on stdin: "drain decode|count EXPECTED checked|unchecked" (decoding
+ * always sums); each is answered by one JSON object.  The clock runs around perf_buffer__consume() and nothing else.
  */
 #include <bpf/libbpf.h>
 #include <stdio.h>

@@ -6,7 +6,7 @@
 //
 //	consume MAP_FD PAGES
 //
-// Commands on stdin: "drain MODE EXPECTED"; each is answered by one JSON object.
+// Commands on stdin: "drain MODE EXPECTED checked|unchecked" (it always sums); each is answered by one JSON object.
 package main
 
 import (
@@ -180,7 +180,10 @@ func serve(reader *perf.Reader) error {
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		words := strings.Fields(lines.Text())
-		expected, err := strconv.ParseUint(words[len(words)-1], 10, 64)
+		if len(words) < 3 {
+			return fmt.Errorf("not a command: %q", lines.Text())
+		}
+		expected, err := strconv.ParseUint(words[2], 10, 64)
 		if err != nil {
 			return err
 		}
