@@ -74,7 +74,9 @@ class AttachedModule:
     ) -> None:
         self.loaded = loaded
         self.binding = binding
-        self.losses = LossCounters(loaded.plan.spec, loaded.map_fd(COUNTERS_MAP), library)
+        spec = loaded.plan.spec
+        counters = any(item.name == COUNTERS_MAP for item in spec.maps)
+        self.losses = LossCounters(spec, loaded.map_fd(COUNTERS_MAP) if counters else None, library)
         self.live = live
         """Hook name to the program that is live; the handler sees the same object."""
         self.resync_wanted = False

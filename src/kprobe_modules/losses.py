@@ -47,11 +47,12 @@ class LossCounters:
 
     Args:
         spec: the module's object.
-        map_fd: its ``km_counters``; stays the module's.
+        map_fd: its ``km_counters``; stays the module's.  None if it has none, as it
+            never emits.
         library: the libbpf to read it with.
     """
 
-    def __init__(self, spec: ObjectSpec, map_fd: int, library: Library) -> None:
+    def __init__(self, spec: ObjectSpec, map_fd: int | None, library: Library) -> None:
         self._messages = tuple((message.id, message.name) for message in spec.messages)
         self._fd = map_fd
         self._library = library
@@ -61,7 +62,9 @@ class LossCounters:
         """
         Return the counters of each message on each possible CPU that used it.
         """
-        counts = []
+        counts: list[Count] = []
+        if self._fd is None:
+            return counts
         for message_id, name in self._messages:
             values = bpf_map.lookup_percpu(
                 self._fd, message_id.to_bytes(4, "little"), library=self._library
