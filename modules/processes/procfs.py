@@ -70,11 +70,11 @@ class Procfs:
     def is_hosts(self) -> bool:
         """
         Tell whether its pids are those of the initial PID namespace, as the kernel's are.
+
+        True when we are in that namespace ourselves, else when its first process is:
+        then it is the host's procfs in a container.
         """
-        try:
-            return os.readlink(f"{self._root}/1/ns/pid") == INITIAL_PID_NAMESPACE  # noqa: PTH115 - as below
-        except OSError:
-            return False
+        return INITIAL_PID_NAMESPACE in (self._link("self/ns/pid"), self._link("1/ns/pid"))
 
     def pids(self) -> list[int]:
         """
@@ -125,8 +125,11 @@ class Procfs:
         """
         Return the path of the running program, empty when unknown.
         """
+        return self._link(f"{pid}/exe")
+
+    def _link(self, path: str) -> str:
         try:
-            return os.readlink(f"{self._root}/{pid}/exe")  # noqa: PTH115 - three times as fast
+            return os.readlink(f"{self._root}/{path}")  # noqa: PTH115 - three times as fast
         except OSError:
             return ""
 

@@ -2,7 +2,7 @@
 """
 The processes handler against any order of messages, with procfs as plain files.
 """
-# ruff: noqa: PLR0913, PLR0917 - messages have many fields
+# ruff: noqa: PLR0913 - messages have many fields
 
 from __future__ import annotations
 
@@ -401,6 +401,19 @@ def test_real_procfs_knows_this_process():
     assert procfs.executable(os.getpid()) == str(Path("/proc/self/exe").readlink())
     raw = Path("/proc/self/cmdline").read_bytes()[:4096]
     assert procfs.arguments(os.getpid()) == split_arguments(raw)
+
+
+def test_namespaces_are_told_apart(tmp_path):
+    for name, ours, first in [
+        ("host", True, True),
+        ("hidden", True, False),
+        ("mount", False, True),
+    ]:
+        for who, initial in [("self", ours), ("1", first)]:
+            folder = tmp_path / name / who / "ns"
+            folder.mkdir(parents=True)
+            (folder / "pid").symlink_to(INITIAL_PID_NAMESPACE if initial else "pid:[4026532000]")
+        assert Procfs(tmp_path / name).is_hosts(), name
 
 
 def test_a_process_that_is_not_there():
