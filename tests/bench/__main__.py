@@ -47,6 +47,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("part", nargs="*", help=f"{', '.join(PARTS)}; all of them by default")
     parser.add_argument("--rounds", type=int, default=15, help="of each comparison (15)")
     parser.add_argument("--loops", type=int, default=1000, help="forks and execs each time (1000)")
+    parser.add_argument("--starts", type=int, help="of each watcher of that loop (one per round)")
     parser.add_argument("--output", type=Path, default=BUILD.parent / "bench.json")
     parser.add_argument(
         "--scratch",
@@ -79,7 +80,13 @@ def main() -> int:
     print(report.heading())
     figures: list[Figure | Missing] = []
     status = 0
-    effort = Effort(chosen.scratch, chosen.rounds, loops=chosen.loops, progress=_progress)
+    effort = Effort(
+        chosen.scratch,
+        chosen.rounds,
+        loops=chosen.loops,
+        starts=chosen.starts or chosen.rounds,
+        progress=_progress,
+    )
     for name, measure in PARTS.items():
         if chosen.part and name not in chosen.part:
             continue

@@ -36,4 +36,6 @@ class Effort:
     """How many single events are drained."""
     loops: int = 1000
     """Forks and execs per measurement."""
+    starts: int = 15
+    """How often each watcher of that loop is started; rounds are spread over them."""
     progress: Callable[[str], None] = lambda _: None

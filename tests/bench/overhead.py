@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import statistics
 import subprocess
 import time
 from contextlib import contextmanager
@@ -119,32 +120,35 @@ def _peers(
     return peers, missing
 
 
+def _loops(workshop: Workshop, effort: Effort, times: int) -> list[float]:
+    return [churn(workshop, effort.loops) for _ in range(times)]
+
+
 def slowdowns(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
     """
-    Loop time with each watcher over the mean of the loops before and after it.
+    Loop time with each watcher over the median of the loops before and after it.
     """
     peers, missing = _peers(effort.scratch)
     watchers: dict[str, Watcher] = {"": partial(_ours, effort.scratch)}
     watchers.update({f"_{name}": make for name, make in peers.items()})
     watched: dict[str, list[float]] = {name: [] for name in watchers}
     alone: dict[str, list[float]] = {name: [] for name in watchers}
-    everything: list[float] = []
-    churn(workshop, effort.loops // 10 + 1)
-    for turn in range(effort.rounds):
-        before = churn(workshop, effort.loops)
+    each = -(-effort.rounds // effort.starts)
+    _loops(workshop, effort, 1)
+    for start in range(effort.starts):
+        before = _loops(workshop, effort, each)
         for name, make in watchers.items():
             with make():
-                watched[name].append(churn(workshop, effort.loops))
-            after = churn(workshop, effort.loops)
-            alone[name].append((before + after) / 2)
+                watched[name] += _loops(workshop, effort, each)
+            after = _loops(workshop, effort, each)
+            alone[name] += [statistics.median(before + after)] * each
             before = after
-            everything.append(after)
-        effort.progress(f"overhead: round {turn + 1} of {effort.rounds}")
+        effort.progress(f"overhead: start {start + 1} of {effort.starts}")
     figures: list[Figure | Missing] = [
         Figure(f"fork_exec_slowdown{name}", ratios(times, alone[name]), "x")
         for name, times in watched.items()
     ]
-    figures.append(Figure("fork_exec_us", everything, "us", note="unwatched, per loop"))
+    figures.append(Figure("fork_exec_us", alone[""], "us", note="unwatched, per loop"))
     figures += [Missing(f"fork_exec_slowdown_{name}", why) for name, why in missing.items()]
     return figures
 

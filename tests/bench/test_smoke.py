@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def effort(tmp_path: Path) -> Effort:
-    return Effort(tmp_path, rounds=1, sizes=(8,), messages=101, seconds=0.2, drains=3, loops=23)
+    return Effort(
+        tmp_path, rounds=1, sizes=(8,), messages=101, seconds=0.2, drains=3, loops=23, starts=1
+    )
 
 
 @pytest.fixture
