@@ -79,7 +79,8 @@ int BPF_KPROBE(end_notify_k, struct task_struct *task)
 }
 
 /*
- * cgroup_exit(task), until 6.18, and cgroup_task_exit(task), its name since 6.19,
+ * cgroup_exit(task), until 6.18, and cgroup_task_exit(task), its name since 6.19
+ * (where d245698d727a moved the unlinking to cgroup_task_dead, too late for us),
  * run in do_exit() after exit_files() and exit_task_work(). The first thread to
  * come by when all are dying reports; siblings that are not zombies yet may still
  * be closing files, and then the message does not claim that they are closed.
