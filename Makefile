@@ -16,7 +16,7 @@
 #
 # KPROBE_MODULES_TEST_STRICT=1 turns every skipped test into a failure.  TESTS=... chooses tests.
 
-PYTHON ?= python3
+export PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
@@ -34,6 +34,7 @@ help:
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@$(INSTALL) venv
 	$(PYTHON) -m venv $(VENV)
 
 MADE_FROM := setup.cfg setup.py pyproject.toml $(wildcard rings/*.c rings/*.h)

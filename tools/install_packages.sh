@@ -4,9 +4,12 @@
 # As root it installs; otherwise it says what to install and goes on.
 set -euo pipefail
 
-# Each line: a file or command that proves the package is there, and the package.
+# Each line: what proves that the package is there (a command, a path, a library or a line of
+# Python without blanks), and the package.
+venv='py:__import__("ensurepip") python3-venv'
 run='lib:libbpf.so.1 libbpf1'
-build='cc gcc'
+build='cc gcc
+py:open(__import__("sysconfig").get_path("include")+"/Python.h") python3-dev'
 bpf='clang-14 clang-14
 llvm-strip-14 llvm-14'
 check='clang-format-14 clang-format-14'
@@ -21,6 +24,7 @@ PATH=$PATH:/usr/sbin:/sbin
 present() {
 	case $1 in
 	lib:*) [[ $(ldconfig -p) == *"${1#lib:} "* ]] ;;
+	py:*) "${PYTHON:-python3}" -c "${1#py:}" 2> /dev/null ;;
 	/*) [[ -e $1 ]] ;;
 	*) command -v "$1" > /dev/null ;;
 	esac
