@@ -75,9 +75,9 @@ def headers(release: str) -> Path:
             subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=work, check=True)
         merged = work / "merged"
         for package in packages:
-            shutil.copytree(
-                work / "usr" / "src" / package, merged, symlinks=True, dirs_exist_ok=True
-            )
+            for part in ("arch", "include"):
+                source = work / "usr" / "src" / package / part
+                shutil.copytree(source, merged / part, symlinks=True, dirs_exist_ok=True)
         merged.rename(folder)
     return folder
 
