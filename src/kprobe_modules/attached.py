@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AttachedModule", "ModuleStatus"]
 
-SCAN_STEP = 128
-"""Entities per read of an iterator: each one a scan reports writes one byte."""
-
-
 @attrs.frozen
 class ModuleStatus:
     """
@@ -107,11 +103,17 @@ class AttachedModule:
             if choice.alternative is not None:
                 self.live[choice.hook.name] = choice.alternative.name
 
-    def scan(self, drain: Callable[[], None], queue: Callable[[Iterable[Record]], None]) -> None:
+    def scan(
+        self,
+        step: int,
+        drain: Callable[[], None],
+        queue: Callable[[Iterable[Record]], None],
+    ) -> None:
         """
         Make everything that exists report itself.
 
         Args:
+            step: how many entities an iterator reports at a time.
             drain: called between steps, so that no ring fills up.
             queue: takes records that the handler found by itself.
         """
@@ -125,7 +127,7 @@ class AttachedModule:
             elif choice.attach_point.startswith("iter/"):
                 for surroundings in handler.surroundings(choice.hook.name):
                     with surroundings, self._links(alternative) as links:
-                        self._iterate(links[-1], drain)
+                        self._iterate(links[-1], step, drain)
             else:
                 with self._links(alternative):
                     handler.poke(choice.hook.name)
@@ -142,12 +144,13 @@ class AttachedModule:
                 stack.callback(link.close)
             yield links
 
-    def _iterate(self, link: Closeable, drain: Callable[[], None]) -> None:
+    def _iterate(self, link: Closeable, step: int, drain: Callable[[], None]) -> None:
         assert isinstance(link, Link)  # noqa: S101 - only links of iterators come here
         fd = link.create_iter()
         try:
-            # A short read makes the kernel stop the walk after as many entities.
-            while os.read(fd, SCAN_STEP):
+            # An entity that is reported writes one byte, and a short read makes the
+            # kernel stop its walk after as many.
+            while os.read(fd, step):
                 drain()
         finally:
             os.close(fd)

@@ -235,7 +235,7 @@ class Ensemble:
 
         self.dispatcher.scanning(name, on=True)
         try:
-            attached.scan(drain, queue)
+            attached.scan(self._intake.scan_step, drain, queue)
             into += self.drain_until(monotonic_ns())
         finally:
             self.dispatcher.scanning(name, on=False)

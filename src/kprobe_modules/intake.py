@@ -39,6 +39,12 @@ STREAM_BUDGET = 1 << 15
 """The same while records are handed out one by one: a few hundred live objects stay in
 the cache, and creating a record costs half of what it costs among ten thousand."""
 
+LARGEST_STEP = 128
+"""Entities that a scan reports between two looks at the rings, where there is room."""
+
+ROOM_PER_ENTITY = 1024
+"""Bytes of a ring for each of them: a step must not fill one that is half full."""
+
 DATA_CHANNEL = "data_channel"
 
 
@@ -237,6 +243,13 @@ class Intake:
         Tell whether so much is waiting that a scan should let it drain.
         """
         return self.drainer.pending() > self.options.wakeup(self.options.pages) // 2
+
+    @property
+    def scan_step(self) -> int:
+        """
+        How many entities a scan may report between two looks at the rings.
+        """
+        return max(1, min(LARGEST_STEP, self.options.pages * PAGE // ROOM_PER_ENTITY))
 
     def refresh(self) -> None:
         """

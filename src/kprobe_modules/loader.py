@@ -281,7 +281,7 @@ class LoadedModule:
 
     def _owner(self, name: str) -> BpfObject:
         for item in reversed(self._objects):
-            if name in item.programs and item.programs[name].fd >= 0:
+            if name in item.programs and item.programs[name].autoload:
                 return item
         return self._objects[0]
 
