@@ -515,12 +515,13 @@ static PyObject *Drainer_register(PyObject *object, PyObject *args, PyObject *kw
 	if (!touched)
 		return PyErr_NoMemory();
 	self->touched = touched;
-	slot = calloc(1, sizeof *slot);
+	slot = slot_new();
 	if (!slot)
 		return PyErr_NoMemory();
 	slot->key = (uint32_t)key;
 	slot->fixed = (uint32_t)fixed;
 	slot->ragged = ragged;
+	slot->unusual = ragged || fixed > SLACK;
 	slot_clear(slot);
 	if (!table_rebuild(&self->table, slot, NULL)) {
 		free(slot);

@@ -29,6 +29,13 @@
  */
 #define SLACK 128
 
+/*
+ * How far ahead to ask for memory. Hardware does not prefetch across pages, and
+ * a ring is many pages; what the kernel wrote on another CPU is in no cache here.
+ */
+#define AHEAD_IN_RING 1024
+#define AHEAD_IN_ROWS 512
+
 INLINE uint16_t load16(const uint8_t *at) { uint16_t v; memcpy(&v, at, sizeof v); return v; }
 INLINE uint32_t load32(const uint8_t *at) { uint32_t v; memcpy(&v, at, sizeof v); return v; }
 INLINE uint64_t load64(const uint8_t *at) { uint64_t v; memcpy(&v, at, sizeof v); return v; }

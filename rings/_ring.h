@@ -39,6 +39,7 @@ struct ring {
 	uint32_t length;
 	uint32_t whole;		/* bytes it takes in the ring; 0 before the first step */
 	bool alive;
+	bool plain;		/* it can be read, slack included, where it lies */
 	bool indexed;		/* a BPF ring buffer */
 
 	uint8_t *data;
@@ -164,6 +165,7 @@ INLINE bool perf_step(struct ring *ring, const struct framing framing)
 
 		ring->position = position;
 		ring->whole = 0;
+		ring->plain = true;
 		if (!left)
 			return ring->alive = false;
 		header = load64(record);
@@ -178,6 +180,7 @@ INLINE bool perf_step(struct ring *ring, const struct framing framing)
 			continue;
 		}
 		if (UNLIKELY(at + size + SLACK > ring->size)) {
+			ring->plain = false;
 			record = ring_straighten(ring, at, size);
 			if (!record)
 				return ring->alive = false;	/* no memory: it stays for the next drain */
@@ -271,7 +274,7 @@ static void index_sort(struct ring *ring)
 	free(to);
 }
 
-enum bpf_kind { BPF_MESSAGE, BPF_MALFORMED, BPF_PASSED, BPF_END, BPF_DAMAGED };
+enum bpf_kind { BPF_MESSAGE, BPF_MALFORMED, BPF_PASSED, BPF_NO_MORE, BPF_DAMAGED };
 
 /* What is at a position of a BPF ring buffer, and how many bytes it takes. */
 static enum bpf_kind bpf_look(const struct ring *ring, uint64_t position, const struct framing framing,
@@ -281,10 +284,10 @@ static enum bpf_kind bpf_look(const struct ring *ring, uint64_t position, const 
 	uint32_t header, size;
 
 	if (position == ring->end)
-		return BPF_END;
+		return BPF_NO_MORE;
 	header = __atomic_load_n((const uint32_t *)(const void *)record, __ATOMIC_ACQUIRE);
 	if (header & BPF_BUSY)
-		return BPF_END;		/* its writer is not done */
+		return BPF_NO_MORE;		/* its writer is not done */
 	size = header & ~(BPF_BUSY | BPF_DISCARDED);
 	*whole = ((uint64_t)size + BPF_HEADER + 7) & ~(uint64_t)7;
 	if (*whole > ring->end - position)
@@ -323,7 +326,7 @@ static void bpf_index(struct ring *ring, const struct framing framing, uint64_t 
 		uint64_t whole = 0;
 		enum bpf_kind kind = bpf_look(ring, position, framing, &entry.length, &whole);
 
-		if (kind == BPF_END)
+		if (kind == BPF_NO_MORE)
 			break;
 		if (kind == BPF_DAMAGED) {
 			position = ring->end;
@@ -370,7 +373,7 @@ static void bpf_count_malformed(struct ring *ring, const struct framing framing,
 
 		if (kind == BPF_DAMAGED || kind == BPF_MALFORMED)
 			ring->malformed++;
-		if (kind == BPF_DAMAGED || kind == BPF_END)
+		if (kind == BPF_DAMAGED || kind == BPF_NO_MORE)
 			break;
 		at += whole;
 	}

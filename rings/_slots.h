@@ -36,16 +36,21 @@ INLINE bool tally_add(struct tally *tally, uint32_t cpu)
 	return true;
 }
 
+#define CACHE_LINE 64
+
+/* What each message needs comes first: it is one cache line. */
 struct slot {
-	uint32_t key;
-	uint32_t fixed;		/* bytes of a row */
 	uint8_t *base;		/* of rows; NULL until this drain meets the key */
 	ptrdiff_t used;
 	ptrdiff_t limit;	/* a row may start here at the latest */
 	struct tally received;
+	uint32_t fixed;		/* bytes of a row */
 	uint16_t index;		/* of its batch in this drain */
+	bool unusual;		/* ragged, or larger than one copy */
 	bool ragged;
 	bool was_late;
+	uint32_t key;
+	size_t counted;		/* rows that are in `received`, if they are not counted one by one */
 	struct chunk *rows;
 	struct chunk *offsets;	/* ragged: where each tail starts in blob */
 	struct chunk *blob;
@@ -122,6 +127,16 @@ static bool table_rebuild(struct table *table, struct slot *add, const struct sl
 	return true;
 }
 
+static struct slot *slot_new(void)
+{
+	size_t size = (sizeof(struct slot) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+	struct slot *slot = aligned_alloc(CACHE_LINE, size);
+
+	if (slot)
+		memset(slot, 0, size);
+	return slot;
+}
+
 static void slot_clear(struct slot *slot)
 {
 	slot->base = NULL;
@@ -129,6 +144,7 @@ static void slot_clear(struct slot *slot)
 	slot->limit = -1;
 	slot->rows = slot->offsets = slot->blob = NULL;
 	slot->tails = 0;
+	slot->counted = 0;
 	slot->was_late = false;
 }
 
@@ -182,21 +198,16 @@ static bool slot_room_for_tail(struct pool *pool, struct slot *slot, size_t leng
 	return chunk_grow(pool, &slot->blob, slot->tails, need);
 }
 
-/* Writes the fixed part of a message as the next row; there is room for it. */
-INLINE uint8_t *slot_write(struct slot *slot, const uint8_t *message, uint32_t length)
+/* Writes the fixed part of any message as a row; there is room for it. */
+static __attribute__((noinline)) void slot_write_unusual(uint8_t *row, uint32_t fixed, const uint8_t *message,
+							 uint32_t length)
 {
-	uint8_t *row = slot->base + slot->used;
-	uint32_t fixed = slot->fixed;
-
-	if (LIKELY(length >= fixed)) {
-		memcpy(row, message, SLACK);
-		for (uint32_t at = SLACK; UNLIKELY(at < fixed); at += 64)
-			memcpy(row + at, message + at, 64);
+	if (length >= fixed) {
+		memcpy(row, message, fixed);
 	} else {
 		memcpy(row, message, length);
 		memset(row + length, 0, fixed - length);
 	}
-	return row;
 }
 
 /* Appends what follows the fixed part; slot_room_for_tail() has made room. */
