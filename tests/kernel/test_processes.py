@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 TICK = 10_000_000
 """Nanoseconds per tick of /proc/PID/stat: USER_HZ is 100 everywhere."""
 
+MANY_THREADS = ("threads", "leader_first", "exec_thread")
+
 LATE_ENDS = ("do_notify_parent", "cgroup_exit", "cgroup_task_exit")
 """Hook functions that run after a process has closed its files."""
 
@@ -324,7 +326,10 @@ def test_each_alternative(hook: str, program: str, kind: str, target: str) -> No
         check_one(process, seen)
         if hook == "end":
             (end,) = of(seen, ProcessExited)
-            assert end.files_closed == (target in LATE_ENDS) or process.kind == "leader_first"
+            if "cgroup" in target and process.kind in MANY_THREADS:
+                # A sibling may still have been closing files, and then it does not claim so.
+                continue
+            assert end.files_closed == (target in LATE_ENDS)
 
 
 def tool(name: str) -> str:
@@ -362,15 +367,20 @@ def test_agrees_with_execsnoop_and_exitsnoop() -> None:
     pids = {process.pid for process in truth}
     ours_exec = Counter(item.pid for item in of(records, ProcessExecuted) if item.pid in pids)
     theirs_exec = Counter(
-        pid for line in lines[0] if (pid := int(line.split()[1])) in pids and "churn-exec" in line
+        int(line.split()[1]) for line in lines[0] if " --of=" in line and int(line.split()[1]) in pids
     )
+    # It files an exec under the thread that asked for it, which then takes its leader's id.
+    by_thread = {process.pid for process in truth if process.kind == "exec_thread"}
     ours_exit = {
         item.pid: f"signal {item.signal}" if item.signal else f"code {item.exit_code}"
         for item in of(records, ProcessExited)
         if item.pid in pids
     }
 
-    assert ours_exec == theirs_exec
+    assert ours_exec == Counter({item.pid: len(item.execs) for item in truth if item.execs})
+    assert {pid: count for pid, count in ours_exec.items() if pid not in by_thread} == {
+        pid: count for pid, count in theirs_exec.items() if pid not in by_thread
+    }
     assert ours_exit.keys() == pids
     # It reports each thread's own code; the process's is another if its leader went first.
     plain = {process.pid for process in truth if process.kind != "leader_first"}
