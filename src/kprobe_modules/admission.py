@@ -129,7 +129,7 @@ class Admission:
             if key.startswith(prefix)
         }
 
-    def _context(  # noqa: PLR0913, PLR0917 - what a handler may know comes from many places
+    def _context(
         self,
         manifest: Manifest,
         spec: ObjectSpec,

@@ -148,7 +148,9 @@ class VerifierError(LoadError):
     def __str__(self) -> str:
         tail = self.tail() or "no log was returned"
         omitted = max(0, len(self.log.splitlines()) - len(tail.splitlines()))
-        return f"program {self.program}: refused by the verifier:\n{tail}\n({omitted} line(s) omitted)"
+        return (
+            f"program {self.program}: refused by the verifier:\n{tail}\n({omitted} line(s) omitted)"
+        )
 
 
 class IncompatibleMapError(LoadError):

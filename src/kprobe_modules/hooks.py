@@ -128,7 +128,7 @@ def _restrict(
     return left
 
 
-def choose(  # noqa: PLR0913 - each is a fact that decides
+def choose(
     manifest: Manifest,
     spec: ObjectSpec,
     features: Features,
@@ -193,7 +193,7 @@ def _refusal(
     return None
 
 
-def _choose_one(  # noqa: PLR0913, PLR0917 - as in choose
+def _choose_one(
     hook: Hook,
     alternatives: tuple[Alternative, ...],
     spec: ObjectSpec,

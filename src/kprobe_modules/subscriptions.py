@@ -36,7 +36,7 @@ class Subscription:
         errors: records at which the callback raised.
     """
 
-    def __init__(  # noqa: PLR0913 - what subscribe is given, and whom to tell
+    def __init__(
         self,
         callback: Callable[[Record], object],
         *,

@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from kprobe_modules import Collector
-from kprobe_modules.features import Features
 from kprobe_modules.modules.processes import MODULE
 from kprobe_modules.modules.processes.records import (
     ProcessExecuted,
@@ -29,6 +26,9 @@ from kprobe_modules.modules.processes.records import (
     ProcessStarted,
     ThreadExited,
 )
+
+from kprobe_modules import Collector
+from kprobe_modules.features import Features
 from kprobe_modules.objectfile import read
 from tests.support.churn import Process, churn_command, read_truth
 from tests.support.requirements import needs
@@ -103,10 +103,9 @@ def own_cgroup_id() -> int:
     entries = [line.split(":", 2) for line in lines]
     for _number, controllers, path in entries:
         if "memory" in controllers.split(","):
-            return os.stat(f"/sys/fs/cgroup/memory{path}").st_ino
+            return Path(f"/sys/fs/cgroup/memory{path}").stat().st_ino
     path = next(path for number, _, path in entries if number == "0")
-    root = Path("/sys/fs/cgroup")
-    return os.stat(f"{root}{path}").st_ino
+    return Path(f"/sys/fs/cgroup{path}").stat().st_ino
 
 
 def test_every_process_exactly_once() -> None:
@@ -173,17 +172,19 @@ def test_attach_in_the_middle() -> None:
 
 def test_existing_processes_are_found_once() -> None:
     sleepers = [
-        subprocess.Popen([sys.executable, "-c", "input()", f"sleeper-{index}"], stdin=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", "input()", f"sleeper-{index}"], stdin=subprocess.PIPE
+        )
         for index in range(13)
     ]
     try:
         time.sleep(0.5)
-        before = {int(entry) for entry in os.listdir("/proc") if entry.isdecimal()}
+        before = all_pids()
         with Collector(["processes"]) as collector:
             records = collector.flush()
-        after = {int(entry) for entry in os.listdir("/proc") if entry.isdecimal()}
+        after = all_pids()
         expected = {sleeper.pid: f"sleeper-{index}" for index, sleeper in enumerate(sleepers)}
-        executable = os.readlink(f"/proc/{sleepers[0].pid}/exe")
+        executable = str(Path(f"/proc/{sleepers[0].pid}/exe").readlink())
     finally:
         for sleeper in sleepers:
             sleeper.communicate(b"\n")
@@ -205,6 +206,10 @@ def test_existing_processes_are_found_once() -> None:
     assert steady[0].found == sum(item.existing for item in started)
 
 
+def all_pids() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()}
+
+
 def is_zombie(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
@@ -218,7 +223,7 @@ def is_hidden(pid: int) -> bool:
     Tell whether the machine keeps a process even from root, as some sandboxes do their own.
     """
     try:
-        os.readlink(f"/proc/{pid}/exe")
+        Path(f"/proc/{pid}/exe").readlink()
     except PermissionError:
         return True
     except OSError:
@@ -343,12 +348,14 @@ def observed(command: list[str], ready: str) -> tuple[subprocess.Popen[str], lis
     """
     Start an observer and wait until it has printed its heading.
     """
-    observer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    observer = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert observer.stdout is not None
     heading = observer.stdout.readline()
     if ready not in heading:
         observer.kill()
-        needs.that(False, f"{command[0]} does not run on this kernel: {heading.strip()}")
+        needs.unmet(f"{command[0]} does not run on this kernel: {heading.strip()}")
     return observer, [heading]
 
 
@@ -367,7 +374,9 @@ def test_agrees_with_execsnoop_and_exitsnoop() -> None:
     pids = {process.pid for process in truth}
     ours_exec = Counter(item.pid for item in of(records, ProcessExecuted) if item.pid in pids)
     theirs_exec = Counter(
-        int(line.split()[1]) for line in lines[0] if " --of=" in line and int(line.split()[1]) in pids
+        int(line.split()[1])
+        for line in lines[0]
+        if " --of=" in line and int(line.split()[1]) in pids
     )
     # It files an exec under the thread that asked for it, which then takes its leader's id.
     by_thread = {process.pid for process in truth if process.kind == "exec_thread"}

@@ -57,7 +57,7 @@ class BtfWriter:
             self.strings += text.encode() + b"\0"
         return self._offsets[text]
 
-    def add(self, kind: int, name="", third=0, rest=b"", *, count=0, flag=0) -> int:  # noqa: PLR0913 - one per word
+    def add(self, kind: int, name="", third=0, rest=b"", *, count=0, flag=0) -> int:
         info = flag << 31 | kind << 24 | count
         self.types.append(struct.pack(self.order + "III", self.name(name), info, third) + rest)
         return len(self.types)

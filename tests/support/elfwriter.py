@@ -36,7 +36,7 @@ class ElfWriter:
         number = self.section(section, PROGRAM, flags=SHF_ALLOC | SHF_EXECINSTR)
         self.symbol(name, STT_FUNC, number, size=len(PROGRAM), local=local)
 
-    def symbol(self, name, type_, section, value=0, *, size=0, local=False) -> None:  # noqa: PLR0913 - one per word
+    def symbol(self, name, type_, section, value=0, *, size=0, local=False) -> None:
         info = (0 if local else 1) << 4 | type_
         self.symbols.append((name, info, section, value, size))
 

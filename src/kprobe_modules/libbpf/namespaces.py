@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kprobe_modules.libbpf.descriptor import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["network_namespace"]
 

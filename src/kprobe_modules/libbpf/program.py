@@ -86,7 +86,7 @@ def prog_info(fd: int, *, library: Library | None = None) -> ProgramInfo:
     )
 
 
-def test_run(  # noqa: PLR0913 - each names a part of one struct
+def test_run(
     fd: int,
     cpu: int | None = None,  # noqa: PT028 - not a function of pytest's
     context: bytes = b"",  # noqa: PT028
