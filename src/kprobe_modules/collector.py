@@ -92,7 +92,7 @@ class Collector:
         self._freed = False
         self._intake = Intake(rings or RingOptions(), library, clock)
         self._faults = Faults(self._intake.now)
-        self._delivery = Delivery(self._faults, backlog, self._intake.wake)
+        self._delivery = Delivery(backlog, self._intake.wake)
         self._ensemble = Ensemble(
             self._intake,
             library,
@@ -470,6 +470,7 @@ class Collector:
             self._require_open()
             records: list[Record] = []
             try:
+                records += self._ensemble.acknowledge()
                 records += self._ensemble.drain_until(monotonic_ns())
                 for attached in self._ensemble.attached.values():
                     records += self._ensemble.new_losses(attached)

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 import attrs
 
+from kprobe_modules.dispatch import FAILURE_INTERVAL_NS
+from kprobe_modules.records import Failure
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from kprobe_modules.dispatch import Faults
     from kprobe_modules.records import Record
     from kprobe_modules.subscriptions import Subscription
 
@@ -47,7 +50,6 @@ class Delivery:
     collector's lock.
 
     Args:
-        faults: counts what consumers do wrong.
         backlog: how many records may wait.
         wake: called when another thread has left something to report.
 
@@ -56,13 +58,14 @@ class Delivery:
         subscriptions: those that are not closed.
     """
 
-    def __init__(self, faults: Faults, backlog: int, wake: Callable[[], None]) -> None:
+    def __init__(self, backlog: int, wake: Callable[[], None]) -> None:
         self.discarded: Counter[str] = Counter()
         self.subscriptions: list[Subscription] = []
-        self._faults = faults
         self._backlog = backlog
         self._wake = wake
         self._pending: deque[Record] = deque()
+        self._unsaid: Counter[str] = Counter()
+        self._said = -FAILURE_INTERVAL_NS
         # Taking must not wait for an attach that is under way.
         self._lock = threading.Lock()
         self._parcels: deque[_Parcel] = deque()
@@ -81,6 +84,8 @@ class Delivery:
         Take the oldest record, or None.
         """
         with self._lock:
+            if self._unsaid:
+                self._say_discarded()
             return self._pending.popleft() if self._pending else None
 
     def take(self, limit: int | None = None) -> list[Record]:
@@ -88,6 +93,8 @@ class Delivery:
         Take the oldest records, all or no more than *limit*.
         """
         with self._lock:
+            if self._unsaid:
+                self._say_discarded()
             pending = self._pending
             if limit is None or limit >= len(pending):
                 taken = list(pending)
@@ -107,19 +114,24 @@ class Delivery:
             self._parcels.append(_Parcel(records))
         with self._lock:
             self._pending.extend(records)
-            if len(self._pending) > self._backlog:
-                self._pending.extend(self._discard_oldest())
+            while len(self._pending) > self._backlog:
+                module = self._pending.popleft().module
+                self.discarded[module] += 1
+                self._unsaid[module] += 1
 
-    def _discard_oldest(self) -> list[Record]:
-        gone = Counter(
-            self._pending.popleft().module for _ in range(len(self._pending) - self._backlog)
-        )
-        self.discarded.update(gone)
-        reports: list[Record] = []
-        for module, count in gone.items():
-            text = f"{count} records discarded, {self._backlog} wait already: poll more often"
-            reports += self._faults.report(module, "backlog", text)
-        return reports
+    def _say_discarded(self) -> None:
+        """
+        Put in front what is missing there, for whoever comes to take: once a second.
+        """
+        now = monotonic_ns()
+        if not self._pending or now - self._said < FAILURE_INTERVAL_NS:
+            return
+        self._said = now
+        at = self._pending[0].time
+        for module, count in self._unsaid.items():
+            text = f"{count} records discarded, as {self._backlog} waited already: poll more often"
+            self._pending.appendleft(Failure(at, module, "backlog", text))
+        self._unsaid.clear()
 
     def report(self, records: Iterable[Record]) -> None:
         """

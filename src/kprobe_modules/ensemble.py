@@ -72,7 +72,7 @@ class Ensemble:
         offers: what handlers offer each other.
     """
 
-    def __init__(  # noqa: PLR0913 - it is where they meet
+    def __init__(
         self,
         intake: Intake,
         library: Library,
@@ -291,17 +291,23 @@ class Ensemble:
         Args:
             into: gets the records, in order.
         """
-        into += self._guarded("rings", self._intake.acknowledge)
+        into += self.acknowledge()
         drained = self._intake.take_released()
         if drained is not None:
             into += self._dispatch(drained)
         self.look_after(into)
 
+    def acknowledge(self) -> list[Record]:
+        """
+        Take note of wake-ups, and say what went wrong with that.
+        """
+        return self._guarded("rings", self._intake.acknowledge)
+
     def take_batches(self) -> tuple[Drained | None, list[Record]]:
         """
         Take what may be released now without handling it.
         """
-        records = self._guarded("rings", self._intake.acknowledge)
+        records = self.acknowledge()
         drained = self._intake.take_released()
         if drained is not None:
             records += self._note(drained)
