@@ -90,14 +90,22 @@ def test_the_first_alternative_that_works_is_live(library: Library) -> None:
 
 
 def test_what_only_fails_when_attached_falls_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Kernels without kprobes load such a program and then do not attach it.
+    """
     needs.root()
-    needs.that(not Features().kprobes(), "needs a kernel without kprobes")
+    has_kprobes = bool(Features().kprobes())
     monkeypatch.setattr(Features, "program", lambda *_: Answer(Support.UNKNOWN, "nobody knows"))
     with Collector() as collector:
         status = collector.attach(hooked.MODULE, quiet=True)
         choice = next(each for each in status.choices if each.hook.name == "start")
-        assert [name for name, _ in choice.rejected] == ["start_refused", "start_kprobe"]
-        assert choice.attach_point == "raw_tp/sched_process_fork"
+        rejected = [name for name, _ in choice.rejected]
+        if has_kprobes:
+            assert rejected == ["start_refused"]
+            assert choice.attach_point == "kprobe/wake_up_new_task"
+        else:
+            assert rejected == ["start_refused", "start_kprobe"]
+            assert choice.attach_point == "raw_tp/sched_process_fork"
 
 
 def test_a_required_hook_that_the_verifier_refuses() -> None:
@@ -127,14 +135,14 @@ def test_an_optional_hook_that_the_verifier_refuses_degrades() -> None:
         assert seen(records, hooked.RAW) == []
 
 
-def test_a_required_hook_without_any_way() -> None:
+def test_a_required_hook_without_any_way(monkeypatch: pytest.MonkeyPatch) -> None:
     needs.root()
-    needs.that(not Features().kprobes(), "needs a kernel without kprobes")
+    monkeypatch.setattr(Features, "kprobes", lambda _: Answer(Support.NO, "it has no kprobes"))
     with Collector(chosen={"hooked.start": "kprobe"}) as collector:
         with pytest.raises(AttachError, match="hooked, hook start") as refused:
             collector.attach(hooked.MODULE)
-        assert [name for name, _ in refused.value.tried] == ["start_kprobe"]
-        assert "kprobes" in refused.value.tried[0][1]
+        assert refused.value.tried == (("start_kprobe", "it has no kprobes"),)
+        assert collector.modules == ()
 
 
 @pytest.mark.parametrize(
@@ -223,7 +231,7 @@ def test_a_hook_waits_for_its_kernel_module(sys_root: Path, library: Library) ->
     with Collector(library=library) as collector:
         status = collector.attach(hooked.MODULE, watched=os.getpid())
         assert status.waiting == ("late",)
-        assert status.missing.count("seen.existing") == 1
+        assert "seen.existing" in status.missing
         handler = collector.find("hooked")
         assert isinstance(handler, hooked.HookedHandler)
         assert "late" not in handler.context.live

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import resource
 import select
+import struct
 import threading
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING
@@ -327,18 +328,30 @@ def test_batches_are_columns() -> None:
         assert assert_closed(collector)["received"] == 600
 
 
-def test_batches_with_numpy() -> None:
-    if importlib.util.find_spec("numpy") is None:
-        needs.unmet("needs the Python package numpy")
-    import numpy as np
-
+def test_batches_describe_themselves() -> None:
+    """
+    The way ``numpy.dtype`` takes it; so that numpy is asked too, where it is installed.
+    """
+    numbers = {"<u8": "<Q", "<i8": "<q", "<u4": "<I", "<i4": "<i", "<u2": "<H", "|u1": "<B"}
     with collecting() as collector:
         generate(collector, 6 * 17)
         for part in collector.batches(timeout=0.2):
             for batch in part:
-                table = np.frombuffer(batch.rows, dtype=np.dtype(batch.dtype))
-                assert len(table) == len(batch)
-                assert (table["value"] == table["sequence"] * 7).all()
+                described = batch.dtype
+                rows = memoryview(batch.rows)
+                for name in ("time", "sequence", "value"):
+                    place = described["names"].index(name)
+                    form = numbers[described["formats"][place]]
+                    offset, size = described["offsets"][place], described["itemsize"]
+                    column = [
+                        struct.unpack_from(form, rows, row * size + offset)[0]
+                        for row in range(len(batch))
+                    ]
+                    assert [column] == [list(each) for each in batch.columns(name)]
+                    if importlib.util.find_spec("numpy"):
+                        numpy = importlib.import_module("numpy")
+                        table = numpy.frombuffer(batch.rows, dtype=numpy.dtype(described))
+                        assert table[name].tolist() == column
 
 
 def test_batches_of_ragged_messages() -> None:
@@ -402,11 +415,12 @@ def test_idle_costs_next_to_nothing() -> None:
     with collecting(interval=0.1) as collector:
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = monotonic()
-        assert collector.poll(timeout=10) == []
+        assert collector.poll(timeout=5) == []
         took = monotonic() - start
         after = resource.getrusage(resource.RUSAGE_SELF)
         used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        assert used / took < 0.02
+        # Some 0.2 % on a machine of today; an emulated one is much slower, and spinning is 100.
+        assert used / took < 0.1
 
 
 def test_stats_are_kept_after_detach() -> None:
