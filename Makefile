@@ -56,13 +56,16 @@ test:
 	@$(MAKE) --no-print-directory --keep-going test-unit test-bpf test-kernel test-vm
 
 test-unit: $(VENV)/.dev
+	@$(INSTALL) bpf peers
 	$(PYTEST) $(or $(TESTS),tests/unit)
 
 test-bpf: $(VENV)/.dev
+	@$(INSTALL) bpf peers
 	$(PYTEST) $(or $(TESTS),tests/bpf)
 
 # The guests prove each hook strictly; the machine's own kernel has the hooks that it has.
 test-kernel: $(VENV)/.dev
+	@$(INSTALL) peers
 	KPROBE_MODULES_TEST_STRICT=0 $(PYTEST) $(or $(TESTS),tests/kernel)
 
 test-vm: $(VENV)/.dev

@@ -17,7 +17,8 @@ vm='qemu-system-x86_64 qemu-system-x86
 depmod kmod
 busybox busybox-static
 /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring'
-peers='/usr/sbin/execsnoop libbpf-tools'
+peers='/usr/sbin/bpftool bpftool
+/usr/sbin/execsnoop libbpf-tools'
 
 PATH=$PATH:/usr/sbin:/sbin
 
