@@ -61,18 +61,13 @@ class Registry:
         self._manifests = dict(manifests or {})
 
     @cached_property
-    def _points(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+    def _points(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=GROUP):
-            first = found.setdefault(point.name, point)
+            same = found.setdefault(point.name, [])
             # An editable install may list the same distribution twice.
-            if first.value != point.value:
-                a, b = _registration(first), _registration(point)
-                msg = (
-                    f"module {point.name} is registered twice: {a.target} by "
-                    f"{a.distribution} and {b.target} by {b.distribution}; uninstall one"
-                )
-                raise RegistryError(msg)
+            if point.value not in [other.value for other in same]:
+                same.append(point)
         return found
 
     def names(self) -> tuple[str, ...]:
@@ -86,7 +81,7 @@ class Registry:
         Return where a module comes from, without importing it.
 
         Raises:
-            RegistryError: when there is no module of that name.
+            RegistryError: when there is no module of that name, or more than one.
         """
         if name in self._manifests:
             manifest = self._manifests[name]
@@ -94,19 +89,25 @@ class Registry:
         return _registration(self._point(name))
 
     def _point(self, name: str) -> EntryPoint:
-        try:
-            return self._points[name]
-        except KeyError:
+        points = self._points.get(name)
+        if not points:
             known = ", ".join(self.names()) or "none at all"
             msg = f"no module is registered as {name!r}; registered: {known}"
-            raise RegistryError(msg) from None
+            raise RegistryError(msg)
+        if len(points) > 1:
+            rivals = [_registration(point) for point in points]
+            by = " and ".join(f"{rival.target} by {rival.distribution}" for rival in rivals)
+            msg = f"module {name} is registered twice: {by}; uninstall one"
+            raise RegistryError(msg)
+        return points[0]
 
     def load(self, name: str) -> Manifest:
         """
         Import a module and return its manifest.
 
         Raises:
-            RegistryError: when it is unknown, fails to import, or is no manifest.
+            RegistryError: when it is unknown or ambiguous, fails to import, or is no
+                manifest.
         """
         if name in self._manifests:
             return self._manifests[name]
@@ -114,7 +115,7 @@ class Registry:
         where = _registration(point)
         try:
             manifest = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             msg = (
                 f"module {name} of distribution {where.distribution} {where.version} "
                 f"({where.target}) cannot be imported: {type(error).__name__}: {error}"
