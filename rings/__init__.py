@@ -12,7 +12,9 @@ same.
 from __future__ import annotations
 
 if __name__ != "kprobe_modules.rings":
-    _message = f"import kprobe_modules.rings, not {__name__}: two names would make two of each class"
+    _message = (
+        f"import kprobe_modules.rings, not {__name__}: two names would make two of each class"
+    )
     raise ImportError(_message)
 
 

@@ -25,8 +25,7 @@ struct state {
 /* ---- Block: a chunk that Python sees as a buffer ---- */
 
 typedef struct {
-	PyObject_HEAD
-	struct chunk *chunk;
+	PyObject_HEAD struct chunk *chunk;
 	Py_ssize_t items;
 	Py_ssize_t itemsize;
 	const char *format;
@@ -61,8 +60,8 @@ static int Block_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
 	Block *block = (Block *)self;
 
-	return buffer_fill(self, view, flags, block->chunk ? chunk_data(block->chunk) : nothing, &block->items,
-			   &block->itemsize, block->format);
+	return buffer_fill(self, view, flags, block->chunk ? chunk_data(block->chunk) : nothing,
+			   &block->items, &block->itemsize, block->format);
 }
 
 static void Block_dealloc(PyObject *self)
@@ -75,10 +74,10 @@ static void Block_dealloc(PyObject *self)
 }
 
 static PyType_Slot Block_slots[] = {
-	{Py_tp_doc, "Drained memory, given back when nobody looks at it any more."},
-	{Py_tp_dealloc, Block_dealloc},
-	{Py_bf_getbuffer, Block_getbuffer},
-	{0, NULL},
+	{ Py_tp_doc, "Drained memory, given back when nobody looks at it any more." },
+	{ Py_tp_dealloc, Block_dealloc },
+	{ Py_bf_getbuffer, Block_getbuffer },
+	{ 0, NULL },
 };
 
 static PyType_Spec Block_spec = {
@@ -94,8 +93,8 @@ static PyObject *allocate(PyTypeObject *type)
 }
 
 /* A memoryview over a chunk; takes the chunk over, also when it fails. */
-static PyObject *block_view(struct state *state, struct chunk *chunk, size_t items, Py_ssize_t itemsize,
-			    const char *format)
+static PyObject *block_view(struct state *state, struct chunk *chunk, size_t items,
+			    Py_ssize_t itemsize, const char *format)
 {
 	Block *block = (Block *)allocate(state->block);
 	PyObject *view;
@@ -116,8 +115,7 @@ static PyObject *block_view(struct state *state, struct chunk *chunk, size_t ite
 /* ---- Batch ---- */
 
 typedef struct {
-	PyObject_HEAD
-	struct chunk *chunk;
+	PyObject_HEAD struct chunk *chunk;
 	Py_ssize_t bytes;
 	Py_ssize_t one;
 	unsigned int key;
@@ -130,7 +128,8 @@ static int Batch_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
 	Batch *batch = (Batch *)self;
 
-	return buffer_fill(self, view, flags, chunk_data(batch->chunk), &batch->bytes, &batch->one, "B");
+	return buffer_fill(self, view, flags, chunk_data(batch->chunk), &batch->bytes, &batch->one,
+			   "B");
 }
 
 static void Batch_dealloc(PyObject *self)
@@ -147,24 +146,27 @@ static PyObject *Batch_repr(PyObject *self)
 {
 	Batch *batch = (Batch *)self;
 
-	return PyUnicode_FromFormat("<Batch key=0x%x count=%zd stride=%zd>", batch->key, batch->count, batch->stride);
+	return PyUnicode_FromFormat("<Batch key=0x%x count=%zd stride=%zd>", batch->key,
+				    batch->count, batch->stride);
 }
 
 static PyMemberDef Batch_members[] = {
-	{"key", T_UINT, offsetof(Batch, key), READONLY, "the messages' type"},
-	{"count", T_PYSSIZET, offsetof(Batch, count), READONLY, "rows"},
-	{"stride", T_PYSSIZET, offsetof(Batch, stride), READONLY, "bytes per row"},
-	{"tails", T_OBJECT, offsetof(Batch, tails), READONLY, "Tails of ragged messages, else None"},
-	{NULL},
+	{ "key", T_UINT, offsetof(Batch, key), READONLY, "the messages' type" },
+	{ "count", T_PYSSIZET, offsetof(Batch, count), READONLY, "rows" },
+	{ "stride", T_PYSSIZET, offsetof(Batch, stride), READONLY, "bytes per row" },
+	{ "tails", T_OBJECT, offsetof(Batch, tails), READONLY,
+	  "Tails of ragged messages, else None" },
+	{ NULL },
 };
 
 static PyType_Slot Batch_slots[] = {
-	{Py_tp_doc, "Messages of one type as contiguous rows; a read-only buffer of count * stride bytes."},
-	{Py_tp_dealloc, Batch_dealloc},
-	{Py_tp_repr, Batch_repr},
-	{Py_tp_members, Batch_members},
-	{Py_bf_getbuffer, Batch_getbuffer},
-	{0, NULL},
+	{ Py_tp_doc,
+	  "Messages of one type as contiguous rows; a read-only buffer of count * stride bytes." },
+	{ Py_tp_dealloc, Batch_dealloc },
+	{ Py_tp_repr, Batch_repr },
+	{ Py_tp_members, Batch_members },
+	{ Py_bf_getbuffer, Batch_getbuffer },
+	{ 0, NULL },
 };
 
 static PyType_Spec Batch_spec = {
@@ -197,7 +199,8 @@ static PyObject *batch_from(struct state *state, struct slot *slot)
 		offsets = block_view(state, slot->offsets, count + 1, 4, "I");
 		blob = block_view(state, slot->blob, slot->tails, 1, "B");
 		if (offsets && blob)
-			batch->tails = PyObject_CallFunctionObjArgs(state->tails, offsets, blob, NULL);
+			batch->tails =
+				PyObject_CallFunctionObjArgs(state->tails, offsets, blob, NULL);
 		Py_XDECREF(offsets);
 		Py_XDECREF(blob);
 	}
@@ -217,20 +220,19 @@ struct source {
 };
 
 typedef struct {
-	PyObject_HEAD
-	PyObject *framing_object;
+	PyObject_HEAD PyObject *framing_object;
 	struct framing framing;
 	struct pool *pool;
 	struct table table;
 	struct source **sources;
-	struct ring **rings;	/* beside sources */
-	struct ring **heap;	/* room for as many */
+	struct ring **rings; /* beside sources */
+	struct ring **heap;  /* room for as many */
 	size_t count;
-	struct slot **touched;	/* room for every slot */
+	struct slot **touched; /* room for every slot */
 	uint64_t newest;
-	uint64_t unknown;	/* met by read(), told by the next drain() */
+	uint64_t unknown; /* met by read(), told by the next drain() */
 	uint64_t largest_budget, default_budget;
-	bool busy;		/* a finaliser or thread may call in while results are built */
+	bool busy; /* a finaliser or thread may call in while results are built */
 } Drainer;
 
 static struct state *state_of(Drainer *self)
@@ -283,7 +285,7 @@ static int read_constant(PyObject *module, const char *name, uint64_t *value)
 
 static PyObject *Drainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"framing", NULL};
+	static char *names[] = { "framing", NULL };
 	PyObject *framing, *module;
 	Drainer *self;
 
@@ -388,7 +390,8 @@ static struct source *source_open(Drainer *self, int cpu, PyObject *owner)
 	Py_INCREF(owner);
 	source->owner = owner;
 	source->memory = PyObject_CallMethod(owner, "memory", NULL);
-	if (!source->memory || memory_buffer(source->memory, "produced", &source->produced, PyBUF_SIMPLE) ||
+	if (!source->memory ||
+	    memory_buffer(source->memory, "produced", &source->produced, PyBUF_SIMPLE) ||
 	    memory_buffer(source->memory, "consumed", &source->consumed, PyBUF_WRITABLE) ||
 	    memory_buffer(source->memory, "data", &source->data, PyBUF_SIMPLE))
 		goto failed;
@@ -402,9 +405,12 @@ static struct source *source_open(Drainer *self, int cpu, PyObject *owner)
 	ring->produced = source->produced.buf;
 	ring->consumed = source->consumed.buf;
 	ring->cpu = cpu;
-	if (source->produced.len != 8 || source->consumed.len != 8 || ring->size < 8 || ring->size & (ring->size - 1) ||
+	if (source->produced.len != 8 || source->consumed.len != 8 || ring->size < 8 ||
+	    ring->size & (ring->size - 1) ||
 	    ((uintptr_t)ring->produced | (uintptr_t)ring->consumed | (uintptr_t)ring->data) & 7) {
-		PyErr_Format(state_of(self)->ring_error, "ring of cpu %d: its memory is not a ring, or not aligned to 8 bytes", cpu);
+		PyErr_Format(state_of(self)->ring_error,
+			     "ring of cpu %d: its memory is not a ring, or not aligned to 8 bytes",
+			     cpu);
 		goto failed;
 	}
 	return source;
@@ -431,7 +437,7 @@ static bool sources_room(Drainer *self)
 
 static PyObject *Drainer_add_ring(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"cpu", "ring", NULL};
+	static char *names[] = { "cpu", "ring", NULL };
 	Drainer *self = (Drainer *)object;
 	struct source *source;
 	PyObject *owner;
@@ -442,10 +448,12 @@ static PyObject *Drainer_add_ring(PyObject *object, PyObject *args, PyObject *kw
 	if (is_busy(self))
 		return NULL;
 	if (cpu < SHARED_CPU || cpu > UINT16_MAX)
-		return PyErr_Format(state_of(self)->ring_error, "cpu %d: expected -1 (shared) to 65535", cpu);
+		return PyErr_Format(state_of(self)->ring_error,
+				    "cpu %d: expected -1 (shared) to 65535", cpu);
 	for (size_t i = 0; i < self->count; i++)
 		if (self->sources[i]->owner == owner)
-			return PyErr_Format(state_of(self)->ring_error, "ring of cpu %d: was added already", cpu);
+			return PyErr_Format(state_of(self)->ring_error,
+					    "ring of cpu %d: was added already", cpu);
 	source = source_open(self, cpu, owner);
 	if (!source)
 		return NULL;
@@ -461,7 +469,7 @@ static PyObject *Drainer_add_ring(PyObject *object, PyObject *args, PyObject *kw
 
 static PyObject *Drainer_remove_ring(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"cpu", "ring", NULL};
+	static char *names[] = { "cpu", "ring", NULL };
 	Drainer *self = (Drainer *)object;
 	PyObject *owner = Py_None;
 	struct source *source;
@@ -472,11 +480,12 @@ static PyObject *Drainer_remove_ring(PyObject *object, PyObject *args, PyObject 
 		return NULL;
 	if (is_busy(self))
 		return NULL;
-	while (at < self->count &&
-	       (self->rings[at]->cpu != cpu || (owner != Py_None && self->sources[at]->owner != owner)))
+	while (at < self->count && (self->rings[at]->cpu != cpu ||
+				    (owner != Py_None && self->sources[at]->owner != owner)))
 		at++;
 	if (at == self->count)
-		return PyErr_Format(state_of(self)->ring_error, "ring of cpu %d: is not in this drainer", cpu);
+		return PyErr_Format(state_of(self)->ring_error,
+				    "ring of cpu %d: is not in this drainer", cpu);
 	source = self->sources[at];
 	self->count--;
 	for (; at < self->count; at++) {
@@ -490,17 +499,19 @@ static PyObject *Drainer_remove_ring(PyObject *object, PyObject *args, PyObject 
 
 static PyObject *Drainer_register(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"key", "fixed_size", "ragged", NULL};
+	static char *names[] = { "key", "fixed_size", "ragged", NULL };
 	Drainer *self = (Drainer *)object;
 	PyObject *key_object, *checked;
 	struct slot **touched, *slot;
 	long long key, fixed;
 	int ragged = 0;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OL|p:register", names, &key_object, &fixed, &ragged))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OL|p:register", names, &key_object, &fixed,
+					 &ragged))
 		return NULL;
-	checked = PyObject_CallFunction(state_of(self)->check_registration, "OLOk", key_object, fixed,
-					self->framing_object, (unsigned long)self->table.count);
+	checked =
+		PyObject_CallFunction(state_of(self)->check_registration, "OLOk", key_object, fixed,
+				      self->framing_object, (unsigned long)self->table.count);
 	if (!checked)
 		return NULL;
 	Py_DECREF(checked);
@@ -510,7 +521,8 @@ static PyObject *Drainer_register(PyObject *object, PyObject *args, PyObject *kw
 	if (is_busy(self))
 		return NULL;
 	if (table_find(&self->table, (uint32_t)key))
-		return PyErr_Format(state_of(self)->ring_error, "key 0x%x: is registered already", (unsigned int)key);
+		return PyErr_Format(state_of(self)->ring_error, "key 0x%x: is registered already",
+				    (unsigned int)key);
 	touched = realloc(self->touched, (self->table.count + 1) * sizeof *touched);
 	if (!touched)
 		return PyErr_NoMemory();
@@ -532,16 +544,21 @@ static PyObject *Drainer_register(PyObject *object, PyObject *args, PyObject *kw
 
 static struct slot *slot_of(Drainer *self, PyObject *key_object)
 {
-	unsigned long long key = PyLong_AsUnsignedLongLong(key_object);
+	long long key = PyLong_AsLongLong(key_object);
 	struct slot *slot = NULL;
+	PyObject *hexadecimal;
 
-	if (key == (unsigned long long)-1 && PyErr_Occurred())
+	if (key == -1 && PyErr_Occurred())
 		return NULL;
-	if (key <= UINT32_MAX)
+	if (key >= 0 && key <= UINT32_MAX)
 		slot = table_find(&self->table, (uint32_t)key);
-	if (!slot)
-		PyErr_Format(state_of(self)->ring_error, "key 0x%llx: is not registered", key);
-	return slot;
+	if (slot)
+		return slot;
+	hexadecimal = PyNumber_ToBase(key_object, 16);
+	if (hexadecimal)
+		PyErr_Format(state_of(self)->ring_error, "key %U: is not registered", hexadecimal);
+	Py_XDECREF(hexadecimal);
+	return NULL;
 }
 
 static PyObject *Drainer_unregister(PyObject *object, PyObject *key)
@@ -603,7 +620,6 @@ static int convert_offset(PyObject *object, void *to)
 	return !PyErr_Occurred();
 }
 
-
 /* Lets one field of the results be built, or not if an earlier one failed. */
 static PyObject *pair(PyObject *list, PyObject *item)
 {
@@ -639,7 +655,8 @@ static PyObject *take_lost(Drainer *self)
 		struct ring *ring = self->rings[i];
 
 		if (ring->lost)
-			lost = pair(lost, Py_BuildValue("iK", ring->cpu, (unsigned long long)ring->lost));
+			lost = pair(lost,
+				    Py_BuildValue("iK", ring->cpu, (unsigned long long)ring->lost));
 		ring->lost = 0;
 	}
 	return lost;
@@ -654,8 +671,10 @@ static PyObject *take_late(struct walk *walk)
 
 		for (uint32_t cpu = 0; slot->was_late && cpu < slot->late.cpus; cpu++) {
 			if (late && slot->late.counts[cpu])
-				late = pair(late, Py_BuildValue("IIK", slot->key, cpu,
-								(unsigned long long)slot->late.counts[cpu]));
+				late = pair(
+					late,
+					Py_BuildValue("IIK", slot->key, cpu,
+						      (unsigned long long)slot->late.counts[cpu]));
 			slot->late.counts[cpu] = 0;
 		}
 	}
@@ -676,7 +695,7 @@ static void take_counts(Drainer *self, uint64_t *malformed, uint64_t *skipped)
 static PyObject *take_all(Drainer *self, struct walk *walk, struct chunk *sequence)
 {
 	struct state *state = state_of(self);
-	PyObject *late = take_late(walk);	/* before the batches, which reset the slots */
+	PyObject *late = take_late(walk); /* before the batches, which reset the slots */
 	PyObject *batches = take_batches(self, walk);
 	PyObject *lost = take_lost(self);
 	PyObject *view = block_view(state, sequence, sequence ? walk->records : 0, 2, "H");
@@ -685,10 +704,11 @@ static PyObject *take_all(Drainer *self, struct walk *walk, struct chunk *sequen
 
 	take_counts(self, &malformed, &skipped);
 	if (batches && lost && late && view)
-		result = PyObject_CallFunction(state->drained, "OOOKKKOKnO", batches, view, lost,
-					       (unsigned long long)walk->unknown, (unsigned long long)malformed,
-					       (unsigned long long)skipped, late, (unsigned long long)walk->newest,
-					       (Py_ssize_t)walk->records, walk->more ? Py_True : Py_False);
+		result = PyObject_CallFunction(
+			state->drained, "OOOKKKOKnO", batches, view, lost,
+			(unsigned long long)walk->unknown, (unsigned long long)malformed,
+			(unsigned long long)skipped, late, (unsigned long long)walk->newest,
+			(Py_ssize_t)walk->records, walk->more ? Py_True : Py_False);
 	Py_XDECREF(batches);
 	Py_XDECREF(view);
 	Py_XDECREF(lost);
@@ -698,12 +718,14 @@ static PyObject *take_all(Drainer *self, struct walk *walk, struct chunk *sequen
 
 static int convert_budget(Drainer *self, PyObject *object, uint64_t *budget)
 {
-	long long wanted = object == Py_None ? (long long)self->default_budget : PyLong_AsLongLong(object);
+	long long wanted =
+		object == Py_None ? (long long)self->default_budget : PyLong_AsLongLong(object);
 
 	if (wanted == -1 && PyErr_Occurred())
 		return -1;
 	if (wanted < 1) {
-		PyErr_Format(state_of(self)->ring_error, "budget is %lld bytes, expected at least 1", wanted);
+		PyErr_Format(state_of(self)->ring_error,
+			     "budget is %lld bytes, expected at least 1", wanted);
 		return -1;
 	}
 	*budget = (uint64_t)wanted < self->largest_budget ? (uint64_t)wanted : self->largest_budget;
@@ -712,16 +734,17 @@ static int convert_budget(Drainer *self, PyObject *object, uint64_t *budget)
 
 static PyObject *Drainer_drain(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"until", "merge", "time_offset", "budget", NULL};
+	static char *names[] = { "until", "merge", "time_offset", "budget", NULL };
 	Drainer *self = (Drainer *)object;
 	PyObject *budget = Py_None, *result;
 	struct chunk *sequence = NULL;
-	struct walk walk = {.until = UINT64_MAX};
+	struct walk walk = { .until = UINT64_MAX };
 	uint64_t most;
 	int merge = 1;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&$pO&O:drain", names, convert_until, &walk.until, &merge,
-					 convert_offset, &walk.offset, &budget))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O&$pO&O:drain", names, convert_until,
+					 &walk.until, &merge, convert_offset, &walk.offset,
+					 &budget))
 		return NULL;
 	if (is_busy(self) || convert_budget(self, budget, &walk.budget))
 		return NULL;
@@ -758,13 +781,14 @@ static PyObject *Drainer_drain(PyObject *object, PyObject *args, PyObject *kwarg
 
 static PyObject *Drainer_read(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"cpu", "until", NULL};
+	static char *names[] = { "cpu", "until", NULL };
 	Drainer *self = (Drainer *)object;
 	uint64_t until = UINT64_MAX;
 	PyObject *messages;
 	int cpu;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|O&:read", names, &cpu, convert_until, &until))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|O&:read", names, &cpu, convert_until,
+					 &until))
 		return NULL;
 	if (is_busy(self))
 		return NULL;
@@ -778,15 +802,20 @@ static PyObject *Drainer_read(PyObject *object, PyObject *args, PyObject *kwargs
 		if (ring->indexed) {
 			Py_CLEAR(messages);
 			PyErr_Format(state_of(self)->ring_error,
-				     "ring of cpu %d: is a BPF ring buffer, only a perf ring can be read in step", cpu);
+				     "ring of cpu %d: is a BPF ring buffer, only a perf ring can "
+				     "be read in step",
+				     cpu);
 			break;
 		}
 		ring_begin(ring);
 		perf_step(ring, self->framing);
 		while (messages && ring->alive && ring->time <= until) {
-			struct slot *slot = table_find(&self->table, load32(ring->message + self->framing.key));
+			struct slot *slot =
+				table_find(&self->table, load32(ring->message + self->framing.key));
 
-			messages = pair(messages, PyBytes_FromStringAndSize((const char *)ring->message, ring->length));
+			messages =
+				pair(messages, PyBytes_FromStringAndSize(
+						       (const char *)ring->message, ring->length));
 			if (!messages)
 				break;
 			if (!slot)
@@ -802,34 +831,44 @@ static PyObject *Drainer_read(PyObject *object, PyObject *args, PyObject *kwargs
 }
 
 static PyMemberDef Drainer_members[] = {
-	{"framing", T_OBJECT, offsetof(Drainer, framing_object), READONLY, "the Framing it was made with"},
-	{NULL},
+	{ "framing", T_OBJECT, offsetof(Drainer, framing_object), READONLY,
+	  "the Framing it was made with" },
+	{ NULL },
 };
 
-#define WITH_KEYWORDS(function) ((PyCFunction)(void (*)(void))(function)), METH_VARARGS | METH_KEYWORDS
+#define WITH_KEYWORDS(function) \
+	((PyCFunction)(void (*)(void))(function)), METH_VARARGS | METH_KEYWORDS
 
 static PyMethodDef Drainer_methods[] = {
-	{"add_ring", WITH_KEYWORDS(Drainer_add_ring), "add_ring(cpu, ring): drain this ring too."},
-	{"remove_ring", WITH_KEYWORDS(Drainer_remove_ring), "remove_ring(cpu, ring=None): leave a ring and its memory alone."},
-	{"register", WITH_KEYWORDS(Drainer_register), "register(key, fixed_size, ragged=False): collect messages of this key."},
-	{"unregister", Drainer_unregister, METH_O, "unregister(key): count messages of this key as unknown."},
-	{"received", Drainer_received, METH_O, "received(key): {cpu: records released since the key was registered}."},
-	{"pending", Drainer_pending, METH_NOARGS, "pending(): bytes waiting in all rings."},
-	{"drain", WITH_KEYWORDS(Drainer_drain),
-	 "drain(until=None, *, merge=True, time_offset=0, budget=None): take what is due from all rings."},
-	{"read", WITH_KEYWORDS(Drainer_read), "read(cpu, until=None): whole messages of one CPU's perf ring, in ring order."},
-	{NULL},
+	{ "add_ring", WITH_KEYWORDS(Drainer_add_ring),
+	  "add_ring(cpu, ring): drain this ring too." },
+	{ "remove_ring", WITH_KEYWORDS(Drainer_remove_ring),
+	  "remove_ring(cpu, ring=None): leave a ring and its memory alone." },
+	{ "register", WITH_KEYWORDS(Drainer_register),
+	  "register(key, fixed_size, ragged=False): collect messages of this key." },
+	{ "unregister", Drainer_unregister, METH_O,
+	  "unregister(key): count messages of this key as unknown." },
+	{ "received", Drainer_received, METH_O,
+	  "received(key): {cpu: records released since the key was registered}." },
+	{ "pending", Drainer_pending, METH_NOARGS, "pending(): bytes waiting in all rings." },
+	{ "drain", WITH_KEYWORDS(Drainer_drain),
+	  "drain(until=None, *, merge=True, time_offset=0, budget=None): take what is due from all "
+	  "rings." },
+	{ "read", WITH_KEYWORDS(Drainer_read),
+	  "read(cpu, until=None): whole messages of one CPU's perf ring, in ring order." },
+	{ NULL },
 };
 
 static PyType_Slot Drainer_slots[] = {
-	{Py_tp_doc, "Drainer(framing): many rings to typed batches. See _drain.pyi for the documentation."},
-	{Py_tp_new, Drainer_new},
-	{Py_tp_dealloc, Drainer_dealloc},
-	{Py_tp_traverse, Drainer_traverse},
-	{Py_tp_clear, Drainer_clear},
-	{Py_tp_members, Drainer_members},
-	{Py_tp_methods, Drainer_methods},
-	{0, NULL},
+	{ Py_tp_doc,
+	  "Drainer(framing): many rings to typed batches. See _drain.pyi for the documentation." },
+	{ Py_tp_new, Drainer_new },
+	{ Py_tp_dealloc, Drainer_dealloc },
+	{ Py_tp_traverse, Drainer_traverse },
+	{ Py_tp_clear, Drainer_clear },
+	{ Py_tp_members, Drainer_members },
+	{ Py_tp_methods, Drainer_methods },
+	{ 0, NULL },
 };
 
 static PyType_Spec Drainer_spec = {
@@ -866,7 +905,9 @@ static int module_exec(PyObject *module)
 	state->drainer = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Drainer_spec, NULL);
 	if (!state->block || !state->batch || !state->drainer)
 		return -1;
-	return PyModule_AddType(module, state->batch) || PyModule_AddType(module, state->drainer) ? -1 : 0;
+	return PyModule_AddType(module, state->batch) || PyModule_AddType(module, state->drainer)
+		       ? -1
+		       : 0;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
@@ -898,8 +939,8 @@ static int module_clear(PyObject *module)
 }
 
 static PyModuleDef_Slot module_slots[] = {
-	{Py_mod_exec, module_exec},
-	{0, NULL},
+	{ Py_mod_exec, module_exec },
+	{ 0, NULL },
 };
 
 static struct PyModuleDef module_definition = {

@@ -47,7 +47,7 @@ class Drainer:
             RingError: it is not in this drainer.
         """
 
-    def register(self, key: int, fixed_size: int, ragged: bool = False) -> None:  # noqa: FBT001, FBT002
+    def register(self, key: int, fixed_size: int, ragged: bool = False) -> None:
         """
         Collect messages of this key: *fixed_size* bytes per row, and tails if *ragged*.
 

@@ -13,8 +13,6 @@ from struct import Struct
 from typing import TYPE_CHECKING, cast
 
 import attrs
-
-from kprobe_modules.errors import RingError
 from kprobe_modules.rings._walk_py import WORD, open_walker
 from kprobe_modules.rings.framing import (
     DEFAULT_BUDGET,
@@ -24,6 +22,8 @@ from kprobe_modules.rings.framing import (
     Tails,
     check_registration,
 )
+
+from kprobe_modules.errors import RingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Batch(bytes):
     """
 
     key: int
-    count: int
+    count: int  # type: ignore[assignment]  # rows; bytes.count is not missed
     stride: int
     tails: Tails | None
 
@@ -133,9 +133,7 @@ def _batch(messages: Sequence[Message], slot: _Slot, time_at: int, offset: int) 
     return batch
 
 
-def _rows(
-    messages: Sequence[Message], fixed: int, time_at: int, offset: int
-) -> bytes | bytearray:
+def _rows(messages: Sequence[Message], fixed: int, time_at: int, offset: int) -> bytes | bytearray:
     rows = b"".join(
         [
             data[start : start + fixed]

@@ -36,10 +36,28 @@
 #define AHEAD_IN_RING 1024
 #define AHEAD_IN_ROWS 512
 
-INLINE uint16_t load16(const uint8_t *at) { uint16_t v; memcpy(&v, at, sizeof v); return v; }
-INLINE uint32_t load32(const uint8_t *at) { uint32_t v; memcpy(&v, at, sizeof v); return v; }
-INLINE uint64_t load64(const uint8_t *at) { uint64_t v; memcpy(&v, at, sizeof v); return v; }
-INLINE void store64(uint8_t *at, uint64_t v) { memcpy(at, &v, sizeof v); }
+INLINE uint16_t load16(const uint8_t *at)
+{
+	uint16_t v;
+	memcpy(&v, at, sizeof v);
+	return v;
+}
+INLINE uint32_t load32(const uint8_t *at)
+{
+	uint32_t v;
+	memcpy(&v, at, sizeof v);
+	return v;
+}
+INLINE uint64_t load64(const uint8_t *at)
+{
+	uint64_t v;
+	memcpy(&v, at, sizeof v);
+	return v;
+}
+INLINE void store64(uint8_t *at, uint64_t v)
+{
+	memcpy(at, &v, sizeof v);
+}
 
 struct chunk {
 	struct chunk *next;
@@ -48,13 +66,13 @@ struct chunk {
 	unsigned int rank;
 };
 
-#define CHUNK_HEADER 64		/* rows start on a cache line */
+#define CHUNK_HEADER 64 /* rows start on a cache line */
 #define CHUNK_SMALLEST 1024
 #define CHUNK_RANKS 32
-#define POOL_LIMIT (16u << 20)	/* bytes kept idle; more goes back to malloc */
+#define POOL_LIMIT (16u << 20) /* bytes kept idle; more goes back to malloc */
 
 struct pool {
-	size_t users;		/* the drainer, and every chunk that is out */
+	size_t users; /* the drainer, and every chunk that is out */
 	size_t idle;
 	bool closed;
 	struct chunk *lists[CHUNK_RANKS];

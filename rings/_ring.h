@@ -21,55 +21,67 @@ struct framing {
 };
 
 /* The framing of our own wire header: known at compile time it costs nothing. */
-#define USUAL_FRAMING ((struct framing){ .time = 0, .key = 8, .length = 12, .cpu = 14, .header = 16 })
+#define USUAL_FRAMING \
+	((struct framing){ .time = 0, .key = 8, .length = 12, .cpu = 14, .header = 16 })
 
-enum { PERF_RECORD_LOST = 2, PERF_RECORD_SAMPLE = 9 };
-enum { PERF_HEADER = 8, PERF_RAW = 12 };		/* then u32 raw size, then the message */
-enum { PERF_DATA_HEAD = 1024, PERF_DATA_TAIL = 1032 };	/* in struct perf_event_mmap_page */
-enum { BPF_HEADER = 8 };				/* u32 length and flags, u32 page */
+enum {
+	PERF_RECORD_LOST = 2,
+	PERF_RECORD_SAMPLE = 9
+};
+enum {
+	PERF_HEADER = 8,
+	PERF_RAW = 12
+}; /* then u32 raw size, then the message */
+enum {
+	PERF_DATA_HEAD = 1024,
+	PERF_DATA_TAIL = 1032
+}; /* in struct perf_event_mmap_page */
+enum {
+	BPF_HEADER = 8
+}; /* u32 length and flags, u32 page */
 #define BPF_BUSY (1u << 31)
 #define BPF_DISCARDED (1u << 30)
 #define NOWHERE UINT64_MAX
-#define SHARED_CPU (-1)					/* the message says which CPU wrote it */
+#define SHARED_CPU (-1) /* the message says which CPU wrote it */
 
 struct ring {
 	/* The message at the head, valid while `alive`. */
 	uint64_t time;
 	const uint8_t *message;
 	uint32_t length;
-	uint32_t whole;		/* bytes it takes in the ring; 0 before the first step */
+	uint32_t whole; /* bytes it takes in the ring; 0 before the first step */
 	bool alive;
-	bool plain;		/* it can be read, slack included, where it lies */
-	bool indexed;		/* a BPF ring buffer */
+	bool plain;   /* it can be read, slack included, where it lies */
+	bool indexed; /* a BPF ring buffer */
 
 	uint8_t *data;
-	uint64_t size;		/* of data, a power of two */
-	uint64_t position;	/* of the head message */
-	uint64_t end;		/* what the kernel had written when the drain began */
-	uint64_t start;		/* what is published as consumed */
-	uint64_t origin;	/* where walking began: start, or behind damage */
-	uint8_t *produced;	/* where the kernel publishes its position */
-	uint8_t *consumed;	/* where we publish ours */
-	uint32_t rank;		/* among rings: ties go to the lower */
+	uint64_t size;	   /* of data, a power of two */
+	uint64_t position; /* of the head message */
+	uint64_t end;	   /* what the kernel had written when the drain began */
+	uint64_t start;	   /* what is published as consumed */
+	uint64_t origin;   /* where walking began: start, or behind damage */
+	uint8_t *produced; /* where the kernel publishes its position */
+	uint8_t *consumed; /* where we publish ours */
+	uint32_t rank;	   /* among rings: ties go to the lower */
 	int32_t cpu;
 
 	uint64_t lost;
 	uint64_t malformed;
 	uint64_t skipped;
 
-	uint8_t *scratch;	/* for the message that wraps or ends at the edge */
+	uint8_t *scratch; /* for the message that wraps or ends at the edge */
 	size_t scratch_size;
 
-	struct indexed *index;	/* BPF: what may be released, by time */
+	struct indexed *index; /* BPF: what may be released, by time */
 	size_t index_count, index_room, index_next;
 	uint64_t held_bytes;
-	bool cut;		/* the index ends before the ring does */
+	bool cut; /* the index ends before the ring does */
 };
 
 struct indexed {
 	uint64_t time;
-	uint64_t order;		/* in the ring */
-	uint64_t from, to;	/* from the origin; NOWHERE for a message that is held */
+	uint64_t order;	   /* in the ring */
+	uint64_t from, to; /* from the origin; NOWHERE for a message that is held */
 	const uint8_t *message;
 	uint8_t *held;
 	uint32_t length;
@@ -183,7 +195,8 @@ INLINE bool perf_step(struct ring *ring, const struct framing framing)
 			ring->plain = false;
 			record = ring_straighten(ring, at, size);
 			if (!record)
-				return ring->alive = false;	/* no memory: it stays for the next drain */
+				return ring->alive =
+					       false; /* no memory: it stays for the next drain */
 		}
 		if (UNLIKELY(size < PERF_RAW + framing.header))
 			goto malformed;
@@ -249,7 +262,7 @@ static void index_sort(struct ring *ring)
 		return;
 	spare = malloc(ring->index_room * sizeof *spare);
 	if (!spare)
-		return;		/* ring order then, and what it breaks is counted as late */
+		return; /* ring order then, and what it breaks is counted as late */
 	to = spare;
 	for (size_t width = 1; width < count; width *= 2) {
 		for (size_t low = 0; low < count; low += 2 * width) {
@@ -262,9 +275,11 @@ static void index_sort(struct ring *ring)
 				continue;
 			}
 			while (left < middle && right < high)
-				to[out++] = from[right].time < from[left].time ? from[right++] : from[left++];
+				to[out++] = from[right].time < from[left].time ? from[right++]
+									       : from[left++];
 			memcpy(to + out, from + left, (middle - left) * sizeof *to);
-			memcpy(to + out + (middle - left), from + right, (high - right) * sizeof *to);
+			memcpy(to + out + (middle - left), from + right,
+			       (high - right) * sizeof *to);
 		}
 		struct indexed *swap = from;
 		from = to;
@@ -274,11 +289,17 @@ static void index_sort(struct ring *ring)
 	free(to);
 }
 
-enum bpf_kind { BPF_MESSAGE, BPF_MALFORMED, BPF_PASSED, BPF_NO_MORE, BPF_DAMAGED };
+enum bpf_kind {
+	BPF_MESSAGE,
+	BPF_MALFORMED,
+	BPF_PASSED,
+	BPF_NO_MORE,
+	BPF_DAMAGED
+};
 
 /* What is at a position of a BPF ring buffer, and how many bytes it takes. */
-static enum bpf_kind bpf_look(const struct ring *ring, uint64_t position, const struct framing framing,
-			      uint32_t *length, uint64_t *whole)
+static enum bpf_kind bpf_look(const struct ring *ring, uint64_t position,
+			      const struct framing framing, uint32_t *length, uint64_t *whole)
 {
 	const uint8_t *record = ring->data + (position & (ring->size - 1));
 	uint32_t header, size;
@@ -287,7 +308,7 @@ static enum bpf_kind bpf_look(const struct ring *ring, uint64_t position, const 
 		return BPF_NO_MORE;
 	header = __atomic_load_n((const uint32_t *)(const void *)record, __ATOMIC_ACQUIRE);
 	if (header & BPF_BUSY)
-		return BPF_NO_MORE;		/* its writer is not done */
+		return BPF_NO_MORE; /* its writer is not done */
 	size = header & ~(BPF_BUSY | BPF_DISCARDED);
 	*whole = ((uint64_t)size + BPF_HEADER + 7) & ~(uint64_t)7;
 	if (*whole > ring->end - position)
@@ -322,7 +343,7 @@ static void bpf_index(struct ring *ring, const struct framing framing, uint64_t 
 	ring->index_next = 0;
 	for (;;) {
 		const uint8_t *record = ring->data + (position & (ring->size - 1));
-		struct indexed entry = {0};
+		struct indexed entry = { 0 };
 		uint64_t whole = 0;
 		enum bpf_kind kind = bpf_look(ring, position, framing, &entry.length, &whole);
 
@@ -418,7 +439,7 @@ static void bpf_settle(struct ring *ring, const struct framing framing)
 			if (!entry.held)
 				entry.held = hold(entry.message, entry.length);
 			if (!entry.held) {
-				ring->lost++;	/* no memory to hold it: say so */
+				ring->lost++; /* no memory to hold it: say so */
 				continue;
 			}
 			entry.from = NOWHERE;

@@ -40,23 +40,23 @@ INLINE bool tally_add(struct tally *tally, uint32_t cpu)
 
 /* What each message needs comes first: it is one cache line. */
 struct slot {
-	uint8_t *base;		/* of rows; NULL until this drain meets the key */
+	uint8_t *base; /* of rows; NULL until this drain meets the key */
 	ptrdiff_t used;
-	ptrdiff_t limit;	/* a row may start here at the latest */
+	ptrdiff_t limit; /* a row may start here at the latest */
 	struct tally received;
-	uint32_t fixed;		/* bytes of a row */
-	uint16_t index;		/* of its batch in this drain */
-	bool unusual;		/* ragged, or larger than one copy */
+	uint32_t fixed; /* bytes of a row */
+	uint16_t index; /* of its batch in this drain */
+	bool unusual;	/* ragged, or larger than one copy */
 	bool ragged;
 	bool was_late;
 	uint32_t key;
-	size_t counted;		/* rows that are in `received`, if they are not counted one by one */
+	size_t counted; /* rows that are in `received`, if they are not counted one by one */
 	struct chunk *rows;
-	struct chunk *offsets;	/* ragged: where each tail starts in blob */
+	struct chunk *offsets; /* ragged: where each tail starts in blob */
 	struct chunk *blob;
-	size_t tails;		/* bytes used of blob */
-	size_t habit;		/* bytes of rows and of tails in the last drain: */
-	size_t tails_habit;	/* a good guess for this one */
+	size_t tails;	    /* bytes used of blob */
+	size_t habit;	    /* bytes of rows and of tails in the last drain: */
+	size_t tails_habit; /* a good guess for this one */
 	struct tally late;
 };
 
@@ -74,7 +74,7 @@ struct table {
 };
 
 #define TABLE_SMALLEST_BITS 6
-#define SLOTS_LIMIT 65535	/* `sequence` holds 16-bit indices */
+#define SLOTS_LIMIT 65535 /* `sequence` holds 16-bit indices */
 
 INLINE uint32_t table_hash(const struct table *table, uint32_t key)
 {
@@ -108,7 +108,7 @@ static void table_place(struct table *table, struct slot *slot)
 static bool table_rebuild(struct table *table, struct slot *add, const struct slot *drop)
 {
 	uint32_t bits = TABLE_SMALLEST_BITS;
-	struct table fresh = {0};
+	struct table fresh = { 0 };
 
 	while ((1u << bits) < (table->count + 1) * 4)
 		bits++;
@@ -199,8 +199,8 @@ static bool slot_room_for_tail(struct pool *pool, struct slot *slot, size_t leng
 }
 
 /* Writes the fixed part of any message as a row; there is room for it. */
-static __attribute__((noinline)) void slot_write_unusual(uint8_t *row, uint32_t fixed, const uint8_t *message,
-							 uint32_t length)
+static __attribute__((noinline)) void slot_write_unusual(uint8_t *row, uint32_t fixed,
+							 const uint8_t *message, uint32_t length)
 {
 	if (length >= fixed) {
 		memcpy(row, message, fixed);
@@ -217,7 +217,8 @@ static void slot_write_tail(struct slot *slot, const uint8_t *message, uint32_t 
 	uint32_t end;
 
 	if (length > slot->fixed) {
-		memcpy(chunk_data(slot->blob) + slot->tails, message + slot->fixed, length - slot->fixed);
+		memcpy(chunk_data(slot->blob) + slot->tails, message + slot->fixed,
+		       length - slot->fixed);
 		slot->tails += length - slot->fixed;
 	}
 	end = (uint32_t)slot->tails;

@@ -16,22 +16,21 @@ struct walk {
 	struct pool *pool;
 	struct ring **rings;
 	size_t count;
-	uint32_t cpus;		/* the highest CPU of a ring, and one */
+	uint32_t cpus; /* the highest CPU of a ring, and one */
 	uint64_t until;
 	uint64_t offset;
 	uint64_t budget;
-	uint64_t taken;		/* bytes, of the messages released */
+	uint64_t taken; /* bytes, of the messages released */
 	uint64_t newest;
 	size_t records;
-	uint16_t *sequence;	/* room for all that may come, or NULL */
-	struct slot **touched;	/* by batch index; room for every slot */
+	uint16_t *sequence;    /* room for all that may come, or NULL */
+	struct slot **touched; /* by batch index; room for every slot */
 	uint32_t batches;
 	uint64_t unknown;
 	bool any_late;
 	bool more;
-	bool starved;		/* no memory: ends like a budget that ran out */
+	bool starved; /* no memory: ends like a budget that ran out */
 };
-
 
 static COLD bool walk_room(struct walk *walk, struct slot *slot)
 {
@@ -54,8 +53,8 @@ static COLD void walk_late(struct walk *walk, struct slot *slot, uint32_t cpu)
 	walk->any_late = true;
 }
 
-static __attribute__((noinline)) bool walk_tail(struct walk *walk, struct slot *slot, const uint8_t *message,
-						uint32_t length)
+static __attribute__((noinline)) bool walk_tail(struct walk *walk, struct slot *slot,
+						const uint8_t *message, uint32_t length)
 {
 	uint32_t tail = length > slot->fixed ? length - slot->fixed : 0;
 
@@ -67,7 +66,7 @@ static __attribute__((noinline)) bool walk_tail(struct walk *walk, struct slot *
 	return true;
 }
 
-#define COUNT_LATER (-2)		/* in place of a CPU */
+#define COUNT_LATER (-2) /* in place of a CPU */
 
 /*
  * What changes with each message. It is kept in registers: rows are bytes, and
@@ -82,7 +81,7 @@ struct hot {
 
 INLINE struct hot hot_load(const struct walk *walk)
 {
-	return (struct hot){walk->taken, walk->newest, walk->records, walk->unknown};
+	return (struct hot){ walk->taken, walk->newest, walk->records, walk->unknown };
 }
 
 INLINE void hot_store(struct walk *walk, const struct hot hot)
@@ -107,8 +106,9 @@ INLINE bool walk_count_room(struct walk *walk, struct slot *slot, uint32_t cpu)
  * Writes a message as a row; false if there is no memory for it. With COUNT_LATER
  * for a CPU the caller counts what was received.
  */
-INLINE bool hot_take(struct hot *hot, struct walk *walk, const struct table table, const uint8_t *message,
-		     uint64_t time, int64_t ring_cpu, const struct framing framing, bool merge)
+INLINE bool hot_take(struct hot *hot, struct walk *walk, const struct table table,
+		     const uint8_t *message, uint64_t time, int64_t ring_cpu,
+		     const struct framing framing, bool merge)
 {
 	struct slot *slot = table_find(&table, load32(message + framing.key));
 	uint32_t length = load16(message + framing.length), cpu, fixed;
@@ -156,7 +156,8 @@ static bool walk_affords(struct walk *walk, uint32_t whole)
 }
 
 /* Releases the head of a ring, whatever it is like, and steps on; false ends the drain. */
-INLINE bool walk_release(struct walk *walk, struct ring *ring, const struct framing framing, bool merge)
+INLINE bool walk_release(struct walk *walk, struct ring *ring, const struct framing framing,
+			 bool merge)
 {
 	struct hot hot;
 	bool taken;
@@ -165,7 +166,8 @@ INLINE bool walk_release(struct walk *walk, struct ring *ring, const struct fram
 		return false;
 	hot = hot_load(walk);
 	taken = hot_take(&hot, walk, *walk->table, ring->message, ring->time,
-			 merge || ring->cpu == SHARED_CPU ? ring->cpu : COUNT_LATER, framing, merge);
+			 merge || ring->cpu == SHARED_CPU ? ring->cpu : COUNT_LATER, framing,
+			 merge);
 	if (taken) {
 		hot.taken += ring->whole;
 		ring_step(ring, framing);
@@ -186,7 +188,7 @@ INLINE bool ring_precedes(const struct ring *a, const struct ring *b)
  */
 struct straight {
 	const uint8_t *record;
-	const uint8_t *stop;	/* a record of the straight part ends here at the latest */
+	const uint8_t *stop; /* a record of the straight part ends here at the latest */
 	uint64_t time;
 };
 
@@ -196,12 +198,14 @@ INLINE struct straight straight_load(const struct ring *ring)
 	uint64_t at = ring->position & (ring->size - 1), left = ring->end - ring->position;
 	const uint8_t *end = left < ring->size - at ? ring->data + at + left : edge;
 
-	return (struct straight){ring->data + at, end < edge ? end : edge, ring->time};
+	return (struct straight){ ring->data + at, end < edge ? end : edge, ring->time };
 }
 
-INLINE void straight_store(const struct straight *from, struct ring *ring, const struct framing framing)
+INLINE void straight_store(const struct straight *from, struct ring *ring,
+			   const struct framing framing)
 {
-	ring->position += (uint64_t)(from->record - (ring->data + (ring->position & (ring->size - 1))));
+	ring->position +=
+		(uint64_t)(from->record - (ring->data + (ring->position & (ring->size - 1))));
 	ring->whole = 0;
 	ring->alive = false;
 	ring_step(ring, framing);
@@ -217,7 +221,7 @@ INLINE bool ring_is_straight(const struct walk *walk, const struct ring *ring)
 INLINE bool straight_holds(const uint8_t *record, const uint8_t *stop, const struct framing framing)
 {
 	const uint64_t kind_and_alignment = 0x0007ULL << 48 | UINT32_MAX;
-	uint64_t header = load64(record);	/* type, 16 bits of flags, size */
+	uint64_t header = load64(record); /* type, 16 bits of flags, size */
 	int64_t whole = (int64_t)(header >> 48), raw = load32(record + PERF_HEADER);
 	int64_t length = load16(record + PERF_RAW + framing.length);
 
@@ -229,7 +233,8 @@ INLINE bool straight_holds(const uint8_t *record, const uint8_t *stop, const str
 }
 
 /* Releases what one ring has up to `until`, as long as it is straight. */
-INLINE bool straight_one(struct walk *walk, struct ring *ring, const struct framing framing, bool merge)
+INLINE bool straight_one(struct walk *walk, struct ring *ring, const struct framing framing,
+			 bool merge)
 {
 	const struct table table = *walk->table;
 	const uint64_t until = walk->until;
@@ -244,8 +249,8 @@ INLINE bool straight_one(struct walk *walk, struct ring *ring, const struct fram
 	do {
 		uint32_t whole = load16(head.record + 6);
 
-		taken = head.time <= until &&
-			hot_take(&hot, walk, table, head.record + PERF_RAW, head.time, cpu, framing, merge);
+		taken = head.time <= until && hot_take(&hot, walk, table, head.record + PERF_RAW,
+						       head.time, cpu, framing, merge);
 		if (!taken)
 			break;
 		hot.taken += whole;
@@ -260,8 +265,8 @@ INLINE bool straight_one(struct walk *walk, struct ring *ring, const struct fram
 INLINE void walk_one(struct walk *walk, struct ring *ring, const struct framing framing, bool merge)
 {
 	while (ring->alive && ring->time <= walk->until)
-		if (!(ring_is_straight(walk, ring) ? straight_one(walk, ring, framing, merge) :
-						     walk_release(walk, ring, framing, merge)))
+		if (!(ring_is_straight(walk, ring) ? straight_one(walk, ring, framing, merge)
+						   : walk_release(walk, ring, framing, merge)))
 			return;
 }
 
@@ -275,7 +280,8 @@ INLINE uint64_t chosen(uint64_t mask, uint64_t a, uint64_t b)
  * Releases what two rings have, as long as both are straight. A branch on which
  * is first would be mispredicted every other time; arithmetic never is.
  */
-INLINE bool straight_two(struct walk *walk, struct ring *ring_a, struct ring *ring_b, const struct framing framing)
+INLINE bool straight_two(struct walk *walk, struct ring *ring_a, struct ring *ring_b,
+			 const struct framing framing)
 {
 	const struct table table = *walk->table;
 	const uint64_t until = walk->until, budget = walk->budget;
@@ -288,13 +294,15 @@ INLINE bool straight_two(struct walk *walk, struct ring *ring_a, struct ring *ri
 	for (;;) {
 		uint64_t second = -(uint64_t)(time_b < time_a);
 		const uint8_t *record = (const uint8_t *)(uintptr_t)chosen(second, at_a, at_b);
-		const uint8_t *stop = (const uint8_t *)(uintptr_t)chosen(second, (uintptr_t)a.stop, (uintptr_t)b.stop);
-		uint64_t time = chosen(second, time_a, time_b), whole = chosen(second, whole_a, whole_b);
+		const uint8_t *stop = (const uint8_t *)(uintptr_t)chosen(second, (uintptr_t)a.stop,
+									 (uintptr_t)b.stop);
+		uint64_t time = chosen(second, time_a, time_b),
+			 whole = chosen(second, whole_a, whole_b);
 		int32_t cpu = (int32_t)chosen(second, (uint32_t)ring_a->cpu, (uint32_t)ring_b->cpu);
 
 		taken = time <= until;
 		if (UNLIKELY(!taken || hot.taken + whole > budget))
-			break;		/* the budget: for walk_release() to judge */
+			break; /* the budget: for walk_release() to judge */
 		taken = hot_take(&hot, walk, table, record + PERF_RAW, time, cpu, framing, true);
 		if (UNLIKELY(!taken))
 			break;
@@ -319,15 +327,17 @@ INLINE bool straight_two(struct walk *walk, struct ring *ring_a, struct ring *ri
 	return taken;
 }
 
-INLINE void walk_two(struct walk *walk, struct ring *a, struct ring *b, const struct framing framing)
+INLINE void walk_two(struct walk *walk, struct ring *a, struct ring *b,
+		     const struct framing framing)
 {
 	while (a->alive && b->alive) {
 		struct ring *first = ring_precedes(b, a) ? b : a;
 
 		if (first->time > walk->until)
 			return;
-		if (!(ring_is_straight(walk, a) && ring_is_straight(walk, b) ? straight_two(walk, a, b, framing) :
-									       walk_release(walk, first, framing, true)))
+		if (!(ring_is_straight(walk, a) && ring_is_straight(walk, b)
+			      ? straight_two(walk, a, b, framing)
+			      : walk_release(walk, first, framing, true)))
 			return;
 	}
 	walk_one(walk, a->alive ? a : b, framing, true);
@@ -353,7 +363,8 @@ static void heap_sift(struct ring **heap, size_t count, size_t at)
 }
 
 /* Many rings: a heap of their heads, and runs from one ring without touching it. */
-INLINE void walk_many(struct walk *walk, struct ring **heap, size_t count, const struct framing framing)
+INLINE void walk_many(struct walk *walk, struct ring **heap, size_t count,
+		      const struct framing framing)
 {
 	for (size_t at = count / 2; at-- > 0;)
 		heap_sift(heap, count, at);
@@ -420,8 +431,9 @@ static bool framing_is_usual(const struct framing framing)
 {
 	const struct framing usual = USUAL_FRAMING;
 
-	return framing.time == usual.time && framing.key == usual.key && framing.length == usual.length &&
-	       framing.cpu == usual.cpu && framing.header == usual.header;
+	return framing.time == usual.time && framing.key == usual.key &&
+	       framing.length == usual.length && framing.cpu == usual.cpu &&
+	       framing.header == usual.header;
 }
 
 /*
@@ -430,7 +442,8 @@ static bool framing_is_usual(const struct framing framing)
  */
 static uint64_t walk_begin(struct walk *walk, const struct framing framing, bool apart)
 {
-	uint64_t bytes = 0, smallest = (BPF_HEADER + framing.header + 7) & ~7u, budget = walk->budget;
+	uint64_t bytes = 0, smallest = (BPF_HEADER + framing.header + 7) & ~7u,
+		 budget = walk->budget;
 
 	if (apart && walk->count)
 		walk->budget /= walk->count;

@@ -11,7 +11,6 @@ from struct import Struct
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
-
 from kprobe_modules.rings.framing import SHARED, SLACK
 
 if TYPE_CHECKING:
@@ -353,8 +352,7 @@ def _held(entry: _Indexed) -> _Indexed:
     """
     if entry.end is None:
         return entry
-    order, time, key, data, start, length, *rest = entry.message
-    whole, cpu, walker = rest
+    order, time, key, data, start, length, whole, cpu, walker = entry.message
     copy = data[start : start + length]
     return _Indexed((order, time, key, copy, 0, length, whole, cpu, walker), 0, None)
 

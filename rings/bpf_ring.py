@@ -12,10 +12,11 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING
 
-from kprobe_modules.errors import RingError
 from kprobe_modules.rings.cpus import ONLINE, parse_cpus
 from kprobe_modules.rings.framing import SHARED, Framing, RingMemory
 from kprobe_modules.rings.mapped import MappedRing, RingSet
+
+from kprobe_modules.errors import RingError
 
 if TYPE_CHECKING:
     from pathlib import Path

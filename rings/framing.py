@@ -39,6 +39,7 @@ SHARED = -1
 LARGEST_REGISTRY = 65535
 
 _SMALLEST_RING = 64
+_POSITION = 8
 
 
 @attrs.frozen
@@ -92,7 +93,7 @@ SLACK = 128
 
 
 def _are_positions(produced: memoryview, consumed: memoryview) -> bool:
-    return produced.nbytes == consumed.nbytes == 8 and not consumed.readonly
+    return produced.nbytes == consumed.nbytes == _POSITION and not consumed.readonly
 
 
 @attrs.frozen(eq=False)

@@ -9,10 +9,12 @@ import contextlib
 import mmap
 import os
 import select
+import sys
 from typing import TYPE_CHECKING
 
-from kprobe_modules.errors import RingError
 from kprobe_modules.rings.twin import Drainer
+
+from kprobe_modules.errors import RingError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,8 +41,10 @@ class MappedRing:
 
     def _map(self, length: int, *, writable: bool, offset: int = 0) -> mmap.mmap:
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        # Before 3.13 a mapping always keeps a duplicate of the descriptor.
+        keep: dict[str, bool] = {} if sys.version_info < (3, 13) else {"trackfd": False}
         try:
-            mapped = mmap.mmap(self._fd, length, mmap.MAP_SHARED, access, offset=offset)
+            mapped = mmap.mmap(self._fd, length, mmap.MAP_SHARED, access, offset=offset, **keep)
         except (OSError, ValueError) as error:
             message = f"ring: {length} bytes cannot be mapped: {error}"
             raised = RingError(message)

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 from typing import TYPE_CHECKING
 
 import attrs
-
-from kprobe_modules.errors import RingError
 from kprobe_modules.rings.cpus import ONLINE, parse_cpus
 from kprobe_modules.rings.framing import Framing, RingMemory
 from kprobe_modules.rings.mapped import MappedRing, RingSet
+
+from kprobe_modules.errors import RingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,19 +151,28 @@ class PerfRings(RingSet):
             if error.errno == errno.ENODEV:
                 return False
             raise
-        ring = PerfRing(fd, self._pages, own=True)
+        try:
+            ring = PerfRing(fd, self._pages, own=True)
+        except RingError:
+            os.close(fd)
+            raise
         self._rings[cpu] = ring
         self._watch(fd)
         self.drainer.add_ring(cpu, ring)
-        self._insert(cpu, fd)
+        try:
+            self._insert(cpu, fd)
+        except BaseException:
+            self._take_leave(cpu, inserted=False)
+            raise
         return True
 
-    def _take_leave(self, cpu: int) -> None:
+    def _take_leave(self, cpu: int, *, inserted: bool = True) -> None:
         ring = self._rings.pop(cpu)
         self._leaving.append(_Leaving(cpu, ring))
         # A dead CPU's event reports a hang-up for ever.
         self._unwatch(ring.fileno())
-        self._remove(cpu)
+        if inserted:
+            self._remove(cpu)
 
     def _part(self, *, anyway: bool = False) -> None:
         """

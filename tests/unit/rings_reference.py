@@ -215,5 +215,3 @@ def rows(released: list[Item], fixed: int, offset: int) -> bytes:
         time = (item.time + offset) & ((1 << 64) - 1)
         result += (time.to_bytes(8, "little") + item.content[8:])[:fixed].ljust(fixed, b"\0")
     return result
-
-

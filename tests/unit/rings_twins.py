@@ -9,8 +9,8 @@ import importlib
 from typing import Any
 
 import pytest
-
 from kprobe_modules.rings import _drain_py
+
 from tests.support.requirements import needs
 
 __all__ = ["TWINS", "Native"]

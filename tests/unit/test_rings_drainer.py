@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from kprobe_modules.rings import SHARED, Framing
+
 from tests.support.ring_images import BpfImage, PerfImage, message
-from tests.unit.rings_twins import TWINS
 from tests.unit.rings_reference import Item, Model, ModelRing, Outcome, rows
+from tests.unit.rings_twins import TWINS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -316,7 +316,7 @@ def test_both_kinds_of_ring_drain_together(
 @given(st.binary(max_size=600), st.integers(0, 80), st.sampled_from([-8, 0]), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_noise_is_counted_and_left_behind(
-    twin: Any, noise: bytes, words: int, start: int, merge: bool
+    twin: Any, noise: bytes, words: int, start: int, merge: Any
 ) -> None:
     """
     Any bytes at all, between any positions: no crash, no hang, and the ring works again after.
@@ -331,5 +331,7 @@ def test_noise_is_counted_and_left_behind(
         busy = isinstance(image, BpfImage) and image.consumed != image.produced
         if not busy:
             record = message(1 << 62, 5)
-            assert image.append(image.sample(record) if isinstance(image, PerfImage) else image.record(record))
+            assert image.append(
+                image.sample(record) if isinstance(image, PerfImage) else image.record(record)
+            )
             assert drainer.drain(merge=merge).batches[0].count == 1
