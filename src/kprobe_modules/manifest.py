@@ -11,7 +11,7 @@ Importing a manifest touches neither the kernel nor the object file.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.resources import files
+from pkgutil import get_data
 from typing import TYPE_CHECKING
 
 import attrs
@@ -195,11 +195,15 @@ class Manifest:
             ManifestError: when the package does not ship it.
         """
         name = f"{self.object_name}.{arch}.bpf.o"
+        msg = f"{self.name}: package {self.package} holds no object file {name}"
         try:
-            return files(self.package).joinpath(name).read_bytes()
-        except (FileNotFoundError, ModuleNotFoundError) as error:
-            msg = f"{self.name}: package {self.package} holds no object file {name} ({error})"
+            data = get_data(self.package, name)
+        except (OSError, ImportError) as error:
+            msg = f"{msg} ({error})"
             raise ManifestError(msg) from error
+        if data is None:
+            raise ManifestError(msg)
+        return data
 
     def handler_class(self) -> type[Handler]:
         """

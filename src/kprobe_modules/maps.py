@@ -10,8 +10,8 @@ wants through the same header, and is given ours in their place.  libbpf's
 
 from __future__ import annotations
 
-import platform
-from importlib.resources import files
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from kprobe_modules import objectfile
@@ -41,13 +41,13 @@ def machine_arch() -> str:
     """
     Return the running machine's architecture as object files are named for it.
     """
-    machine = platform.machine()
+    machine = os.uname().machine
     return _ARCHES.get(machine, machine)
 
 
 def _collector_object() -> bytes:
     name = f"collector.{machine_arch()}.bpf.o"
-    return files("kprobe_modules").joinpath("bpf", name).read_bytes()
+    return (Path(__file__).parent / "bpf" / name).read_bytes()
 
 
 def collector_spec() -> ObjectSpec:
