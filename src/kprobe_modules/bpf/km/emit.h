@@ -23,13 +23,18 @@ const volatile __u32 km_ring_wakeup = 65536;
  */
 static __always_inline long km_output(void *ctx, void *message, __u64 size)
 {
-	__u64 flags = BPF_RB_NO_WAKEUP;
+	__u64 flags = BPF_RB_NO_WAKEUP, waiting;
 
 	if (km_transport == KM_TRANSPORT_PERF)
 		return bpf_perf_event_output(ctx, &events, BPF_F_CURRENT_CPU, message, size);
 
-	/* waking the reader costs far more than the write: once it is worth it */
-	if (bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= km_ring_wakeup)
+	/*
+	 * Waking the reader costs far more than the write, so only the message that
+	 * crosses the mark does. Two CPUs may both miss the crossing; the reader
+	 * looks after its interval anyway.
+	 */
+	waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+	if (waiting < km_ring_wakeup && waiting + size >= km_ring_wakeup)
 		flags = BPF_RB_FORCE_WAKEUP;
 	return bpf_ringbuf_output(&events, message, size, flags);
 }
