@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from itertools import pairwise
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,6 +58,27 @@ def test_two_cpus_are_merged(transport: str) -> None:
             mine = [each.sequence for each in records if getattr(each, "cpu", -1) == cpu]
             assert mine == sorted(mine)
             assert len(mine) > 37
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_is_newer_than_the_fence_waits(transport: str) -> None:
+    needs.root()
+    needs.cpus(2)
+    with Collector(rings=RingOptions(transport=transport)) as collector:
+        collector.attach(generator.MODULE)
+        collector.flush()
+        intake = collector._intake
+        for cpu in (0, 1):
+            generate(collector, 7, cpu)
+        between = monotonic_ns()
+        for cpu in (1, 0):
+            generate(collector, 11, cpu)
+        intake.fence()
+        assert intake.take(between).records == 14
+        assert intake.horizon == between
+        assert intake.take(between).records == 0
+        assert intake.take(monotonic_ns()).records == 22
+        assert not intake.more
 
 
 def test_alternating_cpus_alternate(library: object) -> None:

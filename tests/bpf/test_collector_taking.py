@@ -122,6 +122,10 @@ def test_the_descriptor_is_quiet_once_served(transport: str) -> None:
             collector.flush()
             collector.poll()
             assert poll.poll(0) == []
+            # What comes afterwards asks for attention by itself, and is too little.
+            generate(collector, 1)
+            assert poll.poll(0) == []
+            assert len(collector.flush()) == 1
         collector.resync("generator")
         assert poll.poll(5000)
         collector.poll()

@@ -84,6 +84,22 @@ def test_long_rings_merge_exactly(twin: Any, cpus: int) -> None:
 
 
 @pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("cpus", [1, 2, 3])
+@pytest.mark.parametrize("merge", [True, False])
+def test_until_is_the_last_time_released(twin: Any, cpus: int, *, merge: bool) -> None:
+    """
+    In the middle of a ring, to the nanosecond, and ties on several CPUs together.
+    """
+    images = [filled(4096, 30) for _ in range(cpus)]
+    drainer = drainer_over(twin, *images)
+    for until, records in ((0, 0), (7, 7), (7, 0), (8, 1), (29, 21), (1 << 64 - 1, 1)):
+        drained = drainer.drain(until, merge=merge)
+        assert drained.records == cpus * records
+        assert drained.late == []
+        assert not drained.more
+
+
+@pytest.mark.parametrize("twin", TWINS)
 def test_a_kept_batch_is_not_overwritten(twin: Any) -> None:
     """
     Memory comes back to the drainer only when nobody looks at it.

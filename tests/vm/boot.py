@@ -103,7 +103,7 @@ class Machine:
     single_threaded: bool = False
 
 
-def run(  # noqa: PLR0913
+def run(
     image: Image,
     command: str | Sequence[str],
     *,
