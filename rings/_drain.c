@@ -226,7 +226,7 @@ typedef struct {
 	struct table table;
 	struct source **sources;
 	struct ring **rings; /* beside sources */
-	struct ring **heap;  /* room for as many */
+	struct player *tree;
 	size_t count;
 	struct slot **touched; /* room for every slot */
 	uint64_t newest;
@@ -352,7 +352,7 @@ static void Drainer_dealloc(PyObject *object)
 	Drainer_clear(object);
 	free(self->sources);
 	free(self->rings);
-	free(self->heap);
+	free(self->tree);
 	free(self->touched);
 	for (uint32_t i = 0; self->table.entries && i <= self->table.mask; i++)
 		if (self->table.entries[i].slot)
@@ -422,17 +422,17 @@ failed:
 static bool sources_room(Drainer *self)
 {
 	size_t room = (self->count + 1) * sizeof(void *);
-	void *sources = realloc(self->sources, room), *rings, *heap;
+	void *sources = realloc(self->sources, room), *rings, *tree;
 
 	if (sources)
 		self->sources = sources;
 	rings = realloc(self->rings, room);
 	if (rings)
 		self->rings = rings;
-	heap = realloc(self->heap, room);
-	if (heap)
-		self->heap = heap;
-	return sources && rings && heap;
+	tree = realloc(self->tree, tournament_size(self->count + 1) * sizeof *self->tree);
+	if (tree)
+		self->tree = tree;
+	return sources && rings && tree;
 }
 
 static PyObject *Drainer_add_ring(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -764,7 +764,7 @@ static PyObject *Drainer_drain(PyObject *object, PyObject *args, PyObject *kwarg
 		}
 		walk.sequence = (uint16_t *)chunk_data(sequence);
 	}
-	walk_all(&walk, merge ? self->heap : NULL, self->framing);
+	walk_all(&walk, merge ? self->tree : NULL, self->framing);
 	self->newest = walk.newest;
 	if (walk.starved && !walk.records) {
 		chunk_put(sequence);

@@ -181,6 +181,7 @@ INLINE bool perf_step(struct ring *ring, const struct framing framing)
 		if (!left)
 			return ring->alive = false;
 		header = load64(record);
+		__builtin_prefetch(record + AHEAD_IN_RING);
 		size = (uint32_t)(header >> 48);
 		if (UNLIKELY(size < PERF_HEADER || size & 7 || size > left)) {
 			ring_resynchronise(ring);

@@ -343,60 +343,102 @@ INLINE void walk_two(struct walk *walk, struct ring *a, struct ring *b,
 	walk_one(walk, a->alive ? a : b, framing, true);
 }
 
-static void heap_sift(struct ring **heap, size_t count, size_t at)
+/*
+ * The head of a ring in a tournament. Of a ring that has none the rank is marked,
+ * so that it comes after all that have one, whatever their time.
+ */
+struct player {
+	uint64_t time;
+	uint64_t rank;
+};
+
+#define NO_HEAD (1ULL << 32)
+
+INLINE struct player player_of(const struct ring *ring)
 {
-	struct ring *moved = heap[at];
-
-	for (;;) {
-		size_t child = 2 * at + 1;
-
-		if (child >= count)
-			break;
-		if (child + 1 < count && ring_precedes(heap[child + 1], heap[child]))
-			child++;
-		if (!ring_precedes(heap[child], moved))
-			break;
-		heap[at] = heap[child];
-		at = child;
-	}
-	heap[at] = moved;
+	if (!ring->alive)
+		return (struct player){ UINT64_MAX, ring->rank | NO_HEAD };
+	return (struct player){ ring->time, ring->rank };
 }
 
-/* Many rings: a heap of their heads, and runs from one ring without touching it. */
-INLINE void walk_many(struct walk *walk, struct ring **heap, size_t count,
-		      const struct framing framing)
+/* The size of a tournament tree: twice a power of two that is no less than the rings. */
+static size_t tournament_size(size_t rings)
 {
-	for (size_t at = count / 2; at-- > 0;)
-		heap_sift(heap, count, at);
-	while (count > 1) {
-		struct ring *first = heap[0], *next = heap[1];
+	size_t leaves = 1;
 
-		if (count > 2 && ring_precedes(heap[2], next))
-			next = heap[2];
-		do {
-			if (first->time > walk->until || !walk_release(walk, first, framing, true))
-				return;
-		} while (first->alive && ring_precedes(first, next));
-		if (!first->alive)
-			heap[0] = heap[--count];
-		heap_sift(heap, count, 0);
-	}
-	walk_one(walk, heap[0], framing, true);
+	while (leaves < rings)
+		leaves *= 2;
+	return 2 * leaves;
 }
 
-INLINE void walk_merged(struct walk *walk, struct ring **heap, const struct framing framing)
+INLINE bool player_precedes(struct player a, struct player b)
 {
-	size_t alive = 0;
+	return (a.time < b.time) | ((a.time == b.time) & (a.rank < b.rank));
+}
+
+/* Plays a match without a branch: the later stays as the loser, the other goes on. */
+INLINE struct player player_match(struct player *loser, struct player player)
+{
+	struct player other = *loser;
+	uint64_t swap = -(uint64_t)player_precedes(other, player);
+
+	loser->time = chosen(swap, other.time, player.time);
+	loser->rank = chosen(swap, other.rank, player.rank);
+	return (struct player){ chosen(swap, player.time, other.time),
+				chosen(swap, player.rank, other.rank) };
+}
+
+/* Plays all matches, from the leaves down to match 1; returns the winner. */
+static struct player tournament_begin(const struct walk *walk, struct player *tree, size_t leaves)
+{
+	struct player winner;
+
+	for (size_t i = 0; i < leaves; i++)
+		tree[leaves + i] = i < walk->count ? player_of(walk->rings[i])
+						   : (struct player){ UINT64_MAX, UINT64_MAX };
+	for (size_t match = leaves - 1; match; match--)
+		tree[match] =
+			tree[2 * match + player_precedes(tree[2 * match + 1], tree[2 * match])];
+	winner = tree[1];
+	/* So far each match holds its winner; what a replay needs is the loser. */
+	for (size_t match = 1; match < leaves; match++)
+		tree[match] = tree[2 * match + (tree[2 * match].rank == tree[match].rank &&
+						tree[2 * match].time == tree[match].time)];
+	return winner;
+}
+
+/* Many rings: the winner's ring plays its next head against the losers on its way. */
+INLINE void walk_many(struct walk *walk, struct player *tree, const struct framing framing)
+{
+	size_t leaves = tournament_size(walk->count) / 2;
+	struct player winner = tournament_begin(walk, tree, leaves);
+
+	while (winner.rank < NO_HEAD && winner.time <= walk->until) {
+		size_t leaf = leaves + winner.rank;
+		struct ring *ring = walk->rings[winner.rank];
+
+		if (!walk_release(walk, ring, framing, true))
+			return;
+		winner = player_of(ring);
+		for (size_t match = leaf / 2; match; match /= 2)
+			winner = player_match(&tree[match], winner);
+	}
+}
+
+INLINE void walk_merged(struct walk *walk, struct player *tree, const struct framing framing)
+{
+	struct ring *alive[2] = { NULL, NULL };
+	size_t count = 0;
 
 	for (size_t i = 0; i < walk->count; i++)
-		if (ring_step(walk->rings[i], framing))
-			heap[alive++] = walk->rings[i];
-	if (alive == 1)
-		walk_one(walk, heap[0], framing, true);
-	else if (alive == 2)
-		walk_two(walk, heap[0], heap[1], framing);
-	else if (alive)
-		walk_many(walk, heap, alive, framing);
+		if (ring_step(walk->rings[i], framing) && count++ < 2)
+			alive[count - 1] = walk->rings[i];
+	if (count == 1)
+		walk_one(walk, alive[0], framing, true);
+	else if (count == 2)
+		walk_two(walk, alive[0], alive[1], framing);
+	else if (count)
+		walk_many(walk, tree, framing);
 }
 
 /* Counts the rows since the last time for one CPU: cheaper than row by row. */
@@ -473,18 +515,18 @@ static void walk_finish(struct walk *walk, const struct framing framing)
 }
 
 /*
- * Walks all rings. `heap` has room for as many; with it records are merged by
+ * Walks all rings. `tree` has tournament_size() players; with it records are merged by
  * time, without it they are taken ring by ring.
  */
-static void walk_all(struct walk *walk, struct ring **heap, const struct framing framing)
+static void walk_all(struct walk *walk, struct player *tree, const struct framing framing)
 {
 	if (framing_is_usual(framing)) {
-		if (heap)
-			walk_merged(walk, heap, USUAL_FRAMING);
+		if (tree)
+			walk_merged(walk, tree, USUAL_FRAMING);
 		else
 			walk_apart(walk, USUAL_FRAMING);
-	} else if (heap) {
-		walk_merged(walk, heap, framing);
+	} else if (tree) {
+		walk_merged(walk, tree, framing);
 	} else {
 		walk_apart(walk, framing);
 	}
