@@ -17,6 +17,9 @@ const volatile __u16 km_module_id = 0;
 const volatile __u8 km_transport = KM_TRANSPORT_PERF;
 const volatile __u32 km_ring_wakeup = 65536;
 
+/* what a message takes in a BPF ring buffer: a header of 8 bytes, and all of it aligned */
+#define KM_RINGBUF_ROOM(size) (((size) + 8 + 7) & ~7ULL)
+
 /*
  * The verifier knows km_transport when it gets here and never visits the other
  * branch, which would fail: each helper accepts one type of map only.
@@ -34,7 +37,7 @@ static __always_inline long km_output(void *ctx, void *message, __u64 size)
 	 * looks after its interval anyway.
 	 */
 	waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-	if (waiting < km_ring_wakeup && waiting + size >= km_ring_wakeup)
+	if (waiting < km_ring_wakeup && waiting + KM_RINGBUF_ROOM(size) >= km_ring_wakeup)
 		flags = BPF_RB_FORCE_WAKEUP;
 	return bpf_ringbuf_output(&events, message, size, flags);
 }
