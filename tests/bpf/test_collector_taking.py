@@ -122,10 +122,12 @@ def test_the_descriptor_is_quiet_once_served(transport: str) -> None:
             collector.flush()
             collector.poll()
             assert poll.poll(0) == []
-            # What comes afterwards asks for attention by itself, and is too little.
+            # What comes afterwards asks by itself, and is too little. (A perf ring wakes
+            # at each multiple of its watermark, wherever the reader is.)
             generate(collector, 1)
-            assert poll.poll(0) == []
+            assert transport == "perf" or poll.poll(0) == []
             assert len(collector.flush()) == 1
+            collector.poll()
         collector.resync("generator")
         assert poll.poll(5000)
         collector.poll()
