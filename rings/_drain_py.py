@@ -307,7 +307,8 @@ class Drainer:
         """
         offered = [message for walker in self._walkers for message in walker.offer(until, budget)]
         offered.sort(key=_by_order)
-        released = _fitting(offered, budget)
+        room = sum(walker.offered for walker in self._walkers)
+        released = offered if room <= budget else _fitting(offered, budget)
         collected.collect(released)
         by_walker = Counter([id(message[8]) for message in released])
         for walker in self._walkers:
@@ -324,7 +325,7 @@ class Drainer:
         any_released = False
         for walker in self._walkers:
             offered = walker.offer(until, share)
-            released = _fitting(offered, share)
+            released = offered if walker.offered <= share else _fitting(offered, share)
             collected.collect(released)
             walker.settle(len(released))
             more |= len(released) < len(offered)

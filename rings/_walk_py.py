@@ -81,6 +81,7 @@ class Walker:
 
     Attributes:
         cut: the walk ended because of the budget, not because of the ring.
+        offered: bytes that the last offer takes in the ring.
         lost, malformed, skipped: counted since somebody last took them.
         in_step: may be read message by message, in the ring's own order.
     """
@@ -91,6 +92,7 @@ class Walker:
         self.cpu = cpu
         self.ring = ring
         self.cut = False
+        self.offered = 0
         self.lost = 0
         self.malformed = 0
         self.skipped = 0
@@ -165,7 +167,7 @@ class PerfWalker(Walker):
         super().__init__(cpu, ring, memory)
         self._least = _RAW + framing.header_size
         self._read = _field_reader(framing, "I2xHI")
-        self._starts: list[int] = []
+        self._offered: list[Message] = []
         self._passed: list[tuple[int, str, int]] = []
         self._stop = 0
 
@@ -176,8 +178,9 @@ class PerfWalker(Walker):
         self._begin()
         size = (self._end - self._origin) & WORD
         data = self._copy(size)
-        self._starts, self._passed = starts, passed = [], []
         offered: list[Message] = []
+        passed: list[tuple[int, str, int]] = []
+        self._offered, self._passed = offered, passed
         read, least, cpu = self._read, self._least, self.cpu
         at = taken = latest = 0
         while at < size:
@@ -194,13 +197,13 @@ class PerfWalker(Walker):
                 break
             else:
                 latest = max(latest, time)
-                starts.append(at)
                 offered.append((latest, time, key, data, at + _RAW, length, whole, cpu, self))
                 taken += whole
                 if taken > budget and len(offered) > 1:
                     break
             at += whole
         self._stop = at
+        self.offered = taken
         return offered
 
     @staticmethod
@@ -213,7 +216,9 @@ class PerfWalker(Walker):
         """
         Count what carries no message up to the first message that stays.
         """
-        to = self._starts[released] if released < len(self._starts) else self._stop
+        offered = self._offered
+        to = offered[released][4] - _RAW if released < len(offered) else self._stop
+        self._offered = []
         for at, what, count in self._passed:
             if at < to:
                 setattr(self, what, getattr(self, what) + count)
@@ -324,6 +329,7 @@ class BpfWalker(Walker):
         self._stop = (stop - self._origin) & WORD
         self._in_ring_order = [*self._held, *fresh]
         self._index = sorted(self._in_ring_order, key=lambda entry: entry.message[0])
+        self.offered = taken
         return [entry.message for entry in self._index if entry.message[0] <= until]
 
     def settle(self, released: int) -> None:
