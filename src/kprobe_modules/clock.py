@@ -47,8 +47,13 @@ class Clock:
         """
         Follow the clock if it was set since the last call.
         """
-        if abs(time_ns() - monotonic_ns() - self.offset) > STEP:
-            self.offset = _measure()
+        if abs(time_ns() - monotonic_ns() - self.offset) <= STEP:
+            return
+        # Or this thread lost its CPU between the two readings: measured with more
+        # care, nothing has changed, and a new offset would only cost the order.
+        offset = _measure()
+        if abs(offset - self.offset) > STEP:
+            self.offset = offset
 
     def now(self) -> int:
         """

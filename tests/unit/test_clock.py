@@ -39,3 +39,12 @@ def test_the_tightest_of_several_readings_counts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(clock, "monotonic_ns", lambda: next(monotonic))
     monkeypatch.setattr(clock, "time_ns", lambda: next(real))
     assert clock._measure() == 5001 - 4001
+
+
+def test_a_reading_that_was_interrupted_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Clock()
+    before = measured.offset
+    late = iter([3 * STEP])
+    monkeypatch.setattr(clock, "time_ns", lambda: time.time_ns() + next(late, 0))
+    measured.refresh()
+    assert measured.offset == before
