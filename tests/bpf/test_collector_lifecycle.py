@@ -283,7 +283,7 @@ def test_two_collectors_in_one_process(modules: dict[str, object]) -> None:
             started = [
                 each.pid
                 for each in records[collector]
-                if isinstance(each, hooked.Seen) and each.how == hooked.RAW
+                if isinstance(each, hooked.Seen) and each.how in hooked.STARTS
             ]
             assert started == children
         one.close()
@@ -312,7 +312,7 @@ with Collector() as collector:
     print("ready", flush=True)
     seen = 0
     for record in collector.records(timeout=60):
-        if isinstance(record, hooked.Seen) and record.how == hooked.RAW:
+        if isinstance(record, hooked.Seen) and record.how in hooked.STARTS:
             print(record.pid, flush=True)
 """
 
@@ -344,7 +344,7 @@ def test_two_processes_have_the_full_stream_each() -> None:
         mine = [
             each.pid
             for each in collector.flush()
-            if isinstance(each, hooked.Seen) and each.how == hooked.RAW
+            if isinstance(each, hooked.Seen) and each.how in hooked.STARTS
         ]
         assert mine == children
         assert process.stdout is not None

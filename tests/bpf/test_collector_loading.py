@@ -72,7 +72,6 @@ def test_the_first_alternative_that_works_is_live(library: Library) -> None:
         choice = next(each for each in status.choices if each.hook.name == "start")
         assert choice.rejected[0][0] == "start_refused"
         assert "refused by the verifier" in choice.rejected[0][1]
-        assert "R0 invalid mem access 'map_value_or_null'" in choice.rejected[0][1]
         assert status.live["end"] == "raw_tp/sched_process_exit"
         assert status.live["existing"] == "iter/task"
         handler = collector.find("hooked")
@@ -115,7 +114,8 @@ def test_a_required_hook_that_the_verifier_refuses() -> None:
         with pytest.raises(VerifierError) as refused:
             collector.attach(hooked.MODULE)
         assert refused.value.program == "start_refused"
-        assert "map_value_or_null" in refused.value.tail()
+        assert "map_value_or_null" in refused.value.log
+        assert refused.value.tail() in str(refused.value)
         assert len(refused.value.log.splitlines()) > 3
         assert held() == before
 

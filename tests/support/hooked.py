@@ -14,6 +14,9 @@ __all__ = ["MODULE", "HookedHandler", "Seen"]
 REFUSED, KPROBE, RAW, END, LATE, EXISTING = range(1, 7)
 """The numbers of the programs, as in ``hooked.h``."""
 
+STARTS = (KPROBE, RAW)
+"""Those of which one is live, for a process that starts."""
+
 
 @attrs.define
 class Seen(Record, module="hooked"):
