@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AttachedModule", "ModuleStatus"]
 
+
 @attrs.frozen
 class ModuleStatus:
     """

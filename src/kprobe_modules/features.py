@@ -352,14 +352,16 @@ class Features:
             return answer
 
 
-_REFUSALS = frozenset({
-    ENOTSUPP,
-    errno.EOPNOTSUPP,
-    errno.EINVAL,
-    errno.ENOENT,
-    errno.EPERM,
-    errno.EACCES,
-})
+_REFUSALS = frozenset(
+    {
+        ENOTSUPP,
+        errno.EOPNOTSUPP,
+        errno.EINVAL,
+        errno.ENOENT,
+        errno.EPERM,
+        errno.EACCES,
+    }
+)
 
 _WHOLE_KINDS: dict[str, Callable[[Features], Answer]] = {
     "kprobe": Features.kprobes,

@@ -94,8 +94,7 @@ def test_kernel_modules_are_looked_into(btf, tmp_path):
     names = b"\0km_in_a_module\0"
     name = strings_size + 1
     body = b"".join(
-        number.to_bytes(4, "little")
-        for number in (0, 13 << 24 | 1, 0, 0, 0, name, 12 << 24, types)
+        number.to_bytes(4, "little") for number in (0, 13 << 24 | 1, 0, 0, 0, name, 12 << 24, types)
     )
     header = b"\x9f\xeb\x01\x00" + b"".join(
         number.to_bytes(4, "little") for number in (24, 0, len(body), len(body), len(names))

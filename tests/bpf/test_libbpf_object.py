@@ -115,9 +115,7 @@ def test_a_map_made_by_one_libbpf_serves_another(selftest):
         second.maps["shared"].reuse_fd(first.maps["shared"].fd)
         second.load()
         assert first.library.version != second.library.version
-        assert (
-            bpf_map.info(first.maps["shared"].fd).id == bpf_map.info(second.maps["shared"].fd).id
-        )
+        assert bpf_map.info(first.maps["shared"].fd).id == bpf_map.info(second.maps["shared"].fd).id
 
 
 def test_declarations_are_changed_before_the_load(selftest, library):

@@ -31,9 +31,7 @@ _ROOM = 16384
 # The third argument is a va_list.  On both supported architectures a function
 # receives it as a pointer (an array decays on x86-64, a large struct is passed
 # by reference on arm64), and it is only ever handed on to vsnprintf.
-_PrintFunction = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
-)
+_PrintFunction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class Messages:
