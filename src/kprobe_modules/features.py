@@ -19,13 +19,14 @@ import attrs
 
 from kprobe_modules import capabilities
 from kprobe_modules.errors import KprobeModulesError, NotSupportedError
+from kprobe_modules.kernelbtf import KernelBtf
 from kprobe_modules.libbpf.descriptor import ENOTSUPP, symbol_of
 from kprobe_modules.symbols import Symbols
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kprobe_modules.libbpf import KernelBtf, Library
+    from kprobe_modules.libbpf import Library
 
 __all__ = ["Answer", "Features", "Support"]
 
@@ -81,7 +82,7 @@ class Features:
             by default, looked for when first needed.
         proc: where procfs is mounted.
         sys: where sysfs is mounted.
-        btf: the kernel's BTF, to share what another object has parsed.
+        btf: the kernel's BTF, to share what another object has found.
     """
 
     def __init__(
@@ -95,13 +96,9 @@ class Features:
         self._library = library
         self._proc = proc
         self._sys = sys
-        if btf is None:
-            from kprobe_modules.libbpf import KernelBtf
-
-            btf = KernelBtf(library, sys=sys)
-        self.btf = btf
+        self.btf = btf or KernelBtf(sys=sys)
         self._symbols = Symbols(proc / "kallsyms")
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._answers: dict[tuple[str, ...], Answer] = {}
 
     @property
@@ -190,9 +187,10 @@ class Features:
         privileged = self._privileged()
         if privileged is not None:
             return privileged
-        code = probes.try_fentry(self.btf, self._library)
-        if code is None:
+        function = next(filter(self.btf.has_function, probes.FENTRY_CANDIDATES), None)
+        if function is None:
             return _unknown("none of the functions to try it with is in the kernel's BTF")
+        code = probes.try_fentry(function, self._library)
         if code == 0:
             return _yes()
         symbol = symbol_of(code)
@@ -340,16 +338,18 @@ class Features:
     def _cached(self, key: tuple[str, ...], ask: Callable[[], Answer]) -> Answer:
         with self._lock:
             answer = self._answers.get(key)
-            if answer is None:
-                try:
-                    answer = ask()
-                except NotSupportedError as error:
-                    answer = _no(str(error))
-                except KprobeModulesError as error:
-                    answer = _unknown(str(error))
-                if answer.support is not Support.UNKNOWN:
-                    self._answers[key] = answer
+        if answer is not None:
             return answer
+        try:
+            answer = ask()
+        except NotSupportedError as error:
+            answer = _no(str(error))
+        except KprobeModulesError as error:
+            answer = _unknown(str(error))
+        if answer.support is not Support.UNKNOWN:
+            with self._lock:
+                self._answers[key] = answer
+        return answer
 
 
 _REFUSALS = frozenset(

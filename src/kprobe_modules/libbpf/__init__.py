@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kprobe_modules.libbpf.descriptor import Descriptor, KernelError
     from kprobe_modules.libbpf.ids import link_ids, map_ids, program_ids
-    from kprobe_modules.libbpf.kernelbtf import KernelBtf
     from kprobe_modules.libbpf.link import Link
     from kprobe_modules.libbpf.map import MapInfo, possible_cpus
     from kprobe_modules.libbpf.namespaces import network_namespace
@@ -35,7 +34,6 @@ __all__ = [
     "BpfProgram",
     "Candidate",
     "Descriptor",
-    "KernelBtf",
     "KernelError",
     "Library",
     "Link",
@@ -60,7 +58,6 @@ _HOMES = {
     "BpfProgram": "object",
     "Candidate": "provider",
     "Descriptor": "descriptor",
-    "KernelBtf": "kernelbtf",
     "KernelError": "descriptor",
     "Library": "provider",
     "Link": "link",

@@ -16,17 +16,16 @@ from kprobe_modules.libbpf.program import test_run
 from kprobe_modules.libbpf.provider import in_use
 
 if TYPE_CHECKING:
-    from kprobe_modules.libbpf.kernelbtf import KernelBtf
     from kprobe_modules.libbpf.provider import Library
 
-__all__ = ["has_ring_buffer", "try_fentry", "try_run_on_cpu"]
+__all__ = ["FENTRY_CANDIDATES", "has_ring_buffer", "try_fentry", "try_run_on_cpu"]
 
 #: ``r0 = 0; exit`` (struct bpf_insn: code, registers, offset, immediate).
 _RETURN_ZERO = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
-#: The first is there for tests of fentry and never called otherwise; the
-#: others are called rarely.
-_TRY_WITH = ("bpf_fentry_test1", "cgroup_attach_task", "commit_creds")
+#: Functions to try fentry with: the first is there for such tests and never called
+#: otherwise; the others are called rarely.
+FENTRY_CANDIDATES = ("bpf_fentry_test1", "cgroup_attach_task", "commit_creds")
 
 
 def _load(
@@ -53,22 +52,23 @@ def _load(
     return fd
 
 
-def try_fentry(btf: KernelBtf, library: Library | None = None) -> int | None:
+def try_fentry(function: str, library: Library | None = None) -> int:
     """
-    Attach an fentry program for a moment.
+    Attach an fentry program to a function of the kernel's BTF for a moment.
 
     Returns:
-        0 if it worked, the error number if not, None if there is no function
-        to try it with.
+        0 if it worked, the error number if not.
     """
-    identity = next(filter(None, map(btf.function_id, _TRY_WITH)), None)
-    if identity is None:
-        return None
+    library = library or in_use()
+    with library.messages.listen():
+        identity = library.c.libbpf_find_vmlinux_btf_id(function.encode(), structs.TRACE_FENTRY)
+    if identity < 0:
+        return -int(identity)
     fd = _load(library, structs.PROG_TYPE_TRACING, b"km_probe", structs.TRACE_FENTRY, identity)
     if fd < 0:
         return -fd
     try:
-        link: int = (library or in_use()).c.bpf_raw_tracepoint_open(None, fd)
+        link: int = library.c.bpf_raw_tracepoint_open(None, fd)
     finally:
         os.close(fd)
     if link < 0:

@@ -14,7 +14,6 @@ import ctypes
 from ctypes import c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 
 __all__ = [
-    "BtfType",
     "IterAttachOptions",
     "LinkInfo",
     "MapInfo",
@@ -57,12 +56,6 @@ STATS_RUN_TIME = 0
 
 # BPF_PROG_TEST_RUN flags
 TEST_RUN_ON_CPU = 1
-
-# enum btf_kind
-BTF_KIND_STRUCT = 4
-BTF_KIND_TYPEDEF = 8
-BTF_KIND_FUNC = 12
-BTF_KIND_FUNC_PROTO = 13
 
 
 class ObjectOpenOptions(ctypes.Structure):
@@ -235,34 +228,6 @@ class LinkInfo(ctypes.Structure):
         ("prog_id", c_uint32),
         ("_by_type", c_uint32 * 13),
     )
-
-
-class BtfType(ctypes.Structure):
-    """
-    ``struct btf_type``, the part common to all kinds.
-    """
-
-    _fields_ = (
-        ("name_off", c_uint32),
-        ("info", c_uint32),
-        ("type", c_uint32),
-    )
-
-    @property
-    def kind(self) -> int:
-        """
-        One of the BTF_KIND constants.
-        """
-        info: int = self.info
-        return info >> 24 & 0x1F
-
-    @property
-    def count(self) -> int:
-        """
-        How many members or parameters follow.
-        """
-        info: int = self.info
-        return info & 0xFFFF
 
 
 # struct perf_event_attr and its constants

@@ -10,7 +10,6 @@ inside pylibbpf, which lacks ``ring_buffer__*``, ``btf_dump__*`` and
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 
 from kprobe_modules.libbpf import structs
@@ -112,12 +111,7 @@ _KERNEL: dict[str, Prototype] = {
     "libbpf_set_print": (c_void_p, (c_void_p,)),
     "libbpf_num_possible_cpus": (c_int, ()),
     "libbpf_probe_bpf_map_type": (c_int, (c_uint32, c_void_p)),
-    "btf__parse": (c_void_p, (c_char_p, c_void_p)),
-    "btf__parse_split": (c_void_p, (c_char_p, c_void_p)),
-    "btf__type_cnt": (c_uint32, (c_void_p,)),
-    "btf__find_by_name_kind": (ctypes.c_int32, (c_void_p, c_char_p, c_uint32)),
-    "btf__type_by_id": (POINTER(structs.BtfType), (c_void_p, c_uint32)),
-    "btf__free": (None, (c_void_p,)),
+    "libbpf_find_vmlinux_btf_id": (c_int, (c_char_p, c_uint32)),
 }
 
 REQUIRED: dict[str, Prototype] = {

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+
+import pytest
+
+from kprobe_modules.errors import NotSupportedError
+from kprobe_modules.kernelbtf import KernelBtf
+from tests.support.requirements import needs
+
+
+@pytest.fixture
+def btf():
+    needs.kernel_btf()
+    return KernelBtf()
+
+
+def test_what_every_kernel_has(btf):
+    assert btf.available
+    assert btf.has_tracepoint("sched_process_exit")
+    assert btf.has_iterator("task")
+    assert btf.has_function("wake_up_new_task")
+    assert btf.home("wake_up_new_task") == "vmlinux"
+
+
+def test_names_are_exact(btf):
+    assert not btf.has_tracepoint("sched_process_exi")
+    assert not btf.has_tracepoint("btf_trace_sched_process_exit")
+    assert not btf.has_iterator("tas")
+    assert not btf.has_function("task_struct")  # a struct
+    assert not btf.has_function("btf_trace_sched_process_exit")  # a typedef
+    assert not btf.has_function("size_t")  # a typedef
+    assert btf.home("km_nowhere") is None
+
+
+def test_bpftool_agrees(btf):
+    bpftool = needs.command("bpftool", "/usr/sbin/bpftool")
+    command = [bpftool, "btf", "dump", "file", "/sys/kernel/btf/vmlinux"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kinds: dict[str, set[str]] = {}
+    for kind, name in re.findall(r"^\[\d+\] (\w+) '(.+?)'", listed, re.MULTILINE):
+        kinds.setdefault(name, set()).add(kind)
+    # Every so many names: a few hundred functions, and as many that are something else.
+    functions = [name for name, its in kinds.items() if "FUNC" in its][::149]
+    others = [name for name, its in kinds.items() if "FUNC" not in its][::149]
+    points = [name for name in kinds if name.startswith("btf_trace_")][::13]
+    assert len(functions) > 97
+    assert len(others) > 97
+    assert len(points) > 7
+    assert [name for name in functions if not btf.has_function(name)] == []
+    assert [name for name in others if btf.has_function(name)] == []
+    assert [name for name in points if not btf.has_tracepoint(name[len("btf_trace_") :])] == []
+
+
+def test_answers_outlive_a_close_and_new_questions_open_again(btf):
+    assert btf.has_function("wake_up_new_task")
+    btf.close()
+    btf.close()
+    assert btf.has_function("wake_up_new_task")
+    assert btf.has_iterator("task")
+
+
+def test_a_kernel_without_btf(tmp_path):
+    btf = KernelBtf(sys=tmp_path)
+    assert not btf.available
+    with pytest.raises(NotSupportedError, match="CONFIG_DEBUG_INFO_BTF"):
+        btf.has_function("wake_up_new_task")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"\x9f\xeb\x01\x00",
+        b"\x9f\xeb\x01\x00" + b"\xff" * 60,
+        b"\xeb\x9f\x01\x00" + struct.pack("<IIIII", 24, 0, 0, 0, 0),
+    ],
+)
+def test_damaged_btf_is_an_error(tmp_path, damaged):
+    folder = tmp_path / "kernel" / "btf"
+    folder.mkdir(parents=True)
+    (folder / "vmlinux").write_bytes(damaged)
+    with pytest.raises(NotSupportedError, match="BTF of vmlinux"):
+        KernelBtf(sys=tmp_path).has_function("wake_up_new_task")
+
+
+def btf_file(types: tuple[int, ...], names: bytes) -> bytes:
+    body = struct.pack(f"<{len(types)}I", *types)
+    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(names))
+    return header + body + names
+
+
+def test_kernel_modules_are_looked_into(tmp_path):
+    """
+    A split BTF as ``/sys/kernel/btf`` has them: some names are its own, some its base's.
+    """
+    folder = tmp_path / "kernel" / "btf"
+    folder.mkdir(parents=True)
+    base = b"\0km_in_the_kernel\0km_shared\0"
+    shared = base.index(b"km_shared")
+    prototype = (0, 13 << 24 | 1, 0, 0, 0)
+    (folder / "vmlinux").write_bytes(btf_file((*prototype, 1, 12 << 24, 1), base))
+    own = len(base) + 1
+    functions = (own, 12 << 24, 3, shared, 12 << 24 | 1, 3)
+    (folder / "km_module").write_bytes(btf_file((*prototype, *functions), b"\0km_in_a_module\0"))
+    (folder / "damaged").write_bytes(b"\x9f")
+    btf = KernelBtf(sys=tmp_path)
+    assert btf.home("km_in_the_kernel") == "vmlinux"
+    assert btf.home("km_in_a_module") == "km_module"
+    assert btf.home("km_shared") == "km_module"
+    assert btf.has_function("km_in_a_module")
+    assert btf.home("km_in_a") is None
+
+
+def test_a_word_across_two_is_no_type(tmp_path):
+    folder = tmp_path / "kernel" / "btf"
+    folder.mkdir(parents=True)
+    names = b"\0km_name\0"
+    torn = struct.pack("<HIIH", 0, 1, 12 << 24, 0)
+    (folder / "vmlinux").write_bytes(btf_file(struct.unpack("<3I", torn), names))
+    assert KernelBtf(sys=tmp_path).home("km_name") is None
