@@ -11,41 +11,17 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import attrs
-
+from kprobe_modules import entrypoints
+from kprobe_modules.entrypoints import EntryPoint
 from kprobe_modules.errors import RegistryError
 from kprobe_modules.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from importlib.metadata import EntryPoint
 
-__all__ = ["GROUP", "Registration", "Registry"]
+__all__ = ["GROUP", "Registry"]
 
 GROUP = "kprobe_modules.modules"
-
-
-@attrs.frozen
-class Registration:
-    """
-    A module that some installed distribution offers; not imported yet.
-    """
-
-    name: str
-    target: str
-    """``package.module:attribute`` that holds the manifest."""
-    distribution: str
-    version: str
-
-
-def _registration(point: EntryPoint) -> Registration:
-    dist = point.dist
-    return Registration(
-        name=point.name,
-        target=point.value,
-        distribution=dist.name if dist else "unknown distribution",
-        version=dist.version if dist else "",
-    )
 
 
 class Registry:
@@ -62,14 +38,11 @@ class Registry:
 
     @cached_property
     def _points(self) -> dict[str, list[EntryPoint]]:
-        # It costs a quarter of what importing the collector does.
-        from importlib.metadata import entry_points
-
         found: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=GROUP):
+        for point in entrypoints.find(GROUP):
             same = found.setdefault(point.name, [])
             # An editable install may list the same distribution twice.
-            if point.value not in [other.value for other in same]:
+            if point.target not in [other.target for other in same]:
                 same.append(point)
         return found
 
@@ -79,7 +52,7 @@ class Registry:
         """
         return tuple(sorted({*self._manifests, *self._points}))
 
-    def registration(self, name: str) -> Registration:
+    def registration(self, name: str) -> EntryPoint:
         """
         Return where a module comes from, without importing it.
 
@@ -88,8 +61,8 @@ class Registry:
         """
         if name in self._manifests:
             manifest = self._manifests[name]
-            return Registration(name, manifest.package, "given in the program", manifest.version)
-        return _registration(self._point(name))
+            return EntryPoint(name, manifest.package, "given in the program", manifest.version)
+        return self._point(name)
 
     def _point(self, name: str) -> EntryPoint:
         points = self._points.get(name)
@@ -98,8 +71,7 @@ class Registry:
             msg = f"no module is registered as {name!r}; registered: {known}"
             raise RegistryError(msg)
         if len(points) > 1:
-            rivals = [_registration(point) for point in points]
-            by = " and ".join(f"{rival.target} by {rival.distribution}" for rival in rivals)
+            by = " and ".join(f"{point.target} by {point.distribution}" for point in points)
             msg = f"module {name} is registered twice: {by}; uninstall one"
             raise RegistryError(msg)
         return points[0]
@@ -115,24 +87,23 @@ class Registry:
         if name in self._manifests:
             return self._manifests[name]
         point = self._point(name)
-        where = _registration(point)
         try:
             manifest = point.load()
         except (Exception, SystemExit) as error:
             msg = (
-                f"module {name} of distribution {where.distribution} {where.version} "
-                f"({where.target}) cannot be imported: {type(error).__name__}: {error}"
+                f"module {name} of distribution {point.distribution} {point.version} "
+                f"({point.target}) cannot be imported: {type(error).__name__}: {error}"
             )
             raise RegistryError(msg) from error
         if not isinstance(manifest, Manifest):
             msg = (
-                f"module {name} of distribution {where.distribution}: {where.target} is a "
+                f"module {name} of distribution {point.distribution}: {point.target} is a "
                 f"{type(manifest).__name__}, expected a Manifest"
             )
             raise RegistryError(msg)
         if manifest.name != name:
             msg = (
-                f"module {name} of distribution {where.distribution}: its manifest is named "
+                f"module {name} of distribution {point.distribution}: its manifest is named "
                 f"{manifest.name!r}, expected the name of the entry point"
             )
             raise RegistryError(msg)

@@ -66,7 +66,7 @@ TABLE = {
     "losses": "libbpf objectfile",
     "maps": "errors libbpf objectfile",
     "hooks": "errors features manifest objectfile",
-    "registry": "errors manifest",
+    "registry": "entrypoints errors manifest",
     # what modules are made of
     "manifest": "errors handler records",
     "handler": "errors records",
@@ -84,7 +84,9 @@ TABLE = {
     "btf": "errors",
     "elf": "errors",
     # what the kernel says
-    "features": "capabilities errors libbpf symbols",
+    "features": "capabilities errors kernelbtf libbpf symbols",
+    "kernelbtf": "btf errors",
+    "entrypoints": "",
     "libbpf": "capabilities errors",
     "rings": "errors",
     "symbols": "errors",
