@@ -42,7 +42,7 @@ _SMALLEST_RING = 64
 _POSITION = 8
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Framing:
     """
     Where in a message the fields are that a drainer has to read; all little endian.
@@ -96,7 +96,7 @@ def _are_positions(produced: memoryview, consumed: memoryview) -> bool:
     return produced.nbytes == consumed.nbytes == _POSITION and not consumed.readonly
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class RingMemory:
     """
     The memory of one ring, as a drainer takes it.
@@ -154,7 +154,7 @@ class Ring(Protocol):
         ...
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Tails:
     """
     The variable parts of a ragged batch's messages.
@@ -183,7 +183,7 @@ class Tails:
         return self.blob[self.offsets[row] : self.offsets[row + 1]]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Drained:
     """
     What one drain took from the rings.

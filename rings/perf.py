@@ -62,7 +62,7 @@ class PerfRing(MappedRing):
         return RingMemory("perf", whole[_HEAD], whole[_TAIL], whole[mmap.PAGESIZE :])
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _Leaving:
     """
     A ring whose CPU went offline with records still in it.

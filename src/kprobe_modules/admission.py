@@ -8,7 +8,6 @@ Undone as a whole when any step fails.
 from __future__ import annotations
 
 from functools import partial
-from logging import getLogger
 from typing import TYPE_CHECKING
 
 import attrs
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Admission"]
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Admission:
     """
     What modules share, and how one is brought up among the others.
@@ -151,7 +150,6 @@ class Admission:
         return Context(
             name=manifest.name,
             tunables={**values, **tunables},
-            log=getLogger(f"kprobe_modules.modules.{manifest.name}"),
             proc_root=self.proc_root,
             provide=partial(self.offers.provide, manifest.name),
             find=self.offers.find,

@@ -9,16 +9,17 @@ that ``--version`` and ``--help`` stay quick.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["FAILURE", "OK", "UNPRIVILEGED", "USAGE", "main"]
+__all__ = ["FAILURE", "OK", "UNPRIVILEGED", "USAGE", "main", "started"]
 
 OK: Final = 0
 FAILURE: Final = 1
@@ -48,6 +49,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name.
     """
+    with _few_collections():
+        return _main(arguments)
+
+
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """
+    Keep the garbage collector from looking through all that is being imported.
+
+    Most commands end before it could find anything; one that goes on lets it
+    begin once it has started (`started`).
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def started() -> None:
+    """
+    Let the garbage collector begin, and spare it what is here to stay.
+    """
+    gc.freeze()
+    gc.enable()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if parsed.version:
@@ -123,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-V", "--version", action="store_true", help="print versions, also libbpf's, and exit"
     )
     parser.set_defaults(verbose=False)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(prog=parser.prog, dest="command", metavar="COMMAND")
     _add_run(commands)
     _add_list(commands)
     _add_describe(commands)

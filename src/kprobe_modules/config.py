@@ -29,10 +29,8 @@ file, variable or flag, the key, what was expected and what was found.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -104,7 +102,7 @@ class Options:
     origins: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Layer:
     """
     Checked values from one place.
@@ -227,6 +225,8 @@ def from_file(path: str | os.PathLike[str] | None, default: Path = DEFAULT_PATH)
     if len(data) > MAX_FILE_BYTES:
         msg = f"{file}: expected at most {MAX_FILE_BYTES} bytes, found more"
         raise ConfigError(msg)
+    import tomllib  # most hosts have no file
+
     try:
         document = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:  # bad TOML or bad UTF-8
@@ -376,6 +376,8 @@ def _bad(where: str, expected: str, found: object) -> NoReturn:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

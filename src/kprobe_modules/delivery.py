@@ -31,7 +31,7 @@ BACKLOG = 1 << 18
 """Records that wait for whoever polls; beyond it the oldest are discarded, and counted."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Parcel:
     """
     A batch on its way to the subscriptions.

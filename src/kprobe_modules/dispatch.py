@@ -45,7 +45,7 @@ def message_key(module_id: int, message_id: int) -> int:
     return module_id | message_id << 16
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class MessageBatch:
     """
     Rows of one message as they came out of the rings, for those who want columns.

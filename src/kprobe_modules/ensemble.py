@@ -344,7 +344,7 @@ class Ensemble:
     def _keep_house(self, into: list[Record]) -> None:
         now = self._housekept = monotonic_ns()
         self._clock.refresh()
-        # Some 11 MB of BTF that attaching read; the answers stay.
+        # The symbols and the BTF that attaching looked into; the answers stay.
         self._features.close()
         into += self._guarded("rings", self._intake.refresh)
         for attached in list(self.attached.values()):

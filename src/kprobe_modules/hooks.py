@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "check_hooks", "choose", "require"]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Choice:
     """
     What was chosen for one hook, and why not something better.

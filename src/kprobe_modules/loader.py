@@ -72,7 +72,7 @@ class Closeable(Protocol):
         """
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Plan:
     """
     Everything that is decided before the kernel is asked.

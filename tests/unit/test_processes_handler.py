@@ -7,7 +7,6 @@ The processes handler against any order of messages, with procfs as plain files.
 from __future__ import annotations
 
 import os
-from logging import getLogger
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,6 @@ def make_handler(root: Path) -> tuple[ProcessesHandler, ProcessTable]:
     context = Context(
         name="processes",
         tunables={"thread_exits": 0},
-        log=getLogger("test"),
         proc_root=root,
         provide=offers.__setitem__,
         find=offers.get,

@@ -41,7 +41,7 @@ _EQUALITY = (operator.eq, operator.ne)
 _MISSING = object()
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Condition:
     """
     A test of one field.

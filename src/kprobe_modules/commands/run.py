@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from time import monotonic
 from typing import IO, TYPE_CHECKING
@@ -13,14 +12,13 @@ from typing import IO, TYPE_CHECKING
 import attrs
 
 from kprobe_modules import config
-from kprobe_modules.cli import FAILURE, OK, status_of
+from kprobe_modules.cli import FAILURE, OK, started, status_of
 from kprobe_modules.commands import matching, options, status
 from kprobe_modules.commands.watching import Interrupts, interval_of, open_collector
 from kprobe_modules.errors import ConfigError, KprobeModulesError, RegistryError
 from kprobe_modules.records import field_names
 from kprobe_modules.registry import Registry
 from kprobe_modules.sinks import discard
-from kprobe_modules.sinks.columns import Columns, Style
 from kprobe_modules.sinks.jsonl import JsonLines, PrettyJson
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ def run(parsed: argparse.Namespace) -> int:
     Run until a signal, the timeout, or enough records.
     """
     if parsed.verbose:
+        import logging
+
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
     chosen = options.load(parsed)
     registry = Registry()
@@ -57,6 +57,7 @@ def run(parsed: argparse.Namespace) -> int:
         outcome = _attach(collector, names, chosen)
         if outcome != OK:
             return outcome
+        started()
         deadline = None if parsed.timeout is None else monotonic() + parsed.timeout
         output = None if printer.sink is discard else sys.stdout.fileno()
         while not (interrupts.requested or printer.full):
@@ -90,6 +91,8 @@ def _attach(collector: Collector, names: Iterable[str], chosen: Options) -> int:
         try:
             attached = collector.attach(name, **chosen.tunables.get(name, {}))
         except Exception as error:
+            import logging
+
             logging.getLogger(__name__).debug("%s", name, exc_info=True)
             ours = isinstance(error, KprobeModulesError)
             text = str(error) if ours else f"{type(error).__name__}: {error}"
@@ -100,7 +103,7 @@ def _attach(collector: Collector, names: Iterable[str], chosen: Options) -> int:
     return OK if collector.modules else worst or FAILURE
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Printer:
     """
     Chooses records, hands them to a sink, and knows when it has enough.
@@ -195,6 +198,8 @@ def _printer(
     elif output == "jsonpretty":
         sink = PrettyJson(stream, fields=fields)
     elif output == "columns":
+        from kprobe_modules.sinks.columns import Columns, Style
+
         sink = Columns(
             stream,
             Style(

@@ -54,7 +54,7 @@ def open_collector(options: Options, registry: Registry) -> Collector:
     )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Interrupts:
     """
     Turns SIGINT and SIGTERM into a flag and a wake-up, while entered.

@@ -45,7 +45,7 @@ NEW = 1
 EXISTS = 2
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class MapInfo:
     """
     What the kernel says of a map (``struct bpf_map_info``).

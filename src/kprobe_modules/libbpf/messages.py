@@ -13,17 +13,17 @@ import atexit
 import collections
 import contextlib
 import ctypes
-import logging
+import sys
 import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from logging import Logger
 
 __all__ = ["Messages"]
 
-log = logging.getLogger("kprobe_modules.libbpf")
-
+LOGGER = "kprobe_modules.libbpf"
 KEPT = 50
 _DEBUG = 2  # enum libbpf_print_level
 _ROOM = 16384
@@ -85,8 +85,8 @@ class Messages:
         lines: list[str] | None = getattr(self._mine, "lines", None)
         if lines is None:
             return self._chain(level, template, arguments) if self._chain else 0
-        debug = log.isEnabledFor(logging.DEBUG)
-        if level >= _DEBUG and not debug:
+        log = _listener()
+        if level >= _DEBUG and log is None:
             return 0
         room = ctypes.create_string_buffer(_ROOM)
         self._vsnprintf(room, _ROOM, template, arguments)
@@ -95,6 +95,20 @@ class Messages:
             lines.append(text.removeprefix("libbpf: "))
             del lines[:-KEPT]
             self._recent.append(lines[-1])
-        if debug:
+        if log is not None:
             log.debug("%s", text)
         return 0
+
+
+def _listener() -> Logger | None:
+    """
+    Return the logger if it wants to hear of this.
+
+    Who has not imported logging has not asked for it, and importing it takes a
+    tenth of the time to the first record.
+    """
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return None
+    log: Logger = logging.getLogger(LOGGER)
+    return log if log.isEnabledFor(logging.DEBUG) else None

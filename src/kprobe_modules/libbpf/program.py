@@ -20,7 +20,7 @@ from kprobe_modules.libbpf.provider import Library, in_use
 __all__ = ["ProgramInfo", "enable_stats", "prog_info", "test_run"]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class ProgramInfo:
     """
     What the kernel says of a program (``struct bpf_prog_info``).

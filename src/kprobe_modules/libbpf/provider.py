@@ -43,7 +43,7 @@ _REMEDY = (
 )
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Candidate:
     """
     One libbpf that could be used.

@@ -26,7 +26,7 @@ __all__ = ["Columns", "Style"]
 When: TypeAlias = Literal["clock", "seconds", "time"]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Style:
     """
     How the columns look.
@@ -45,7 +45,7 @@ class Style:
     fields: tuple[str, ...] | None = None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Column:
     name: str
     title: str
