@@ -115,6 +115,9 @@ class LoadError(KprobeModulesError, OSError):
     """
 
 
+_EXPLANATION = "\nVerification failed:"
+
+
 class VerifierError(LoadError):
     """
     The kernel's verifier refused a program.
@@ -135,11 +138,14 @@ class VerifierError(LoadError):
         Return the last meaningful lines of the log.
 
         The verifier ends with statistics ("processed 12 insns ..."); the
-        reason is in the lines before it.
+        reason is in the lines before it.  Newer kernels (seen in 7.3) go on from
+        there with an explanation that is longer than the lines asked for.
         """
+        reason, newer, rest = self.log.partition(_EXPLANATION)
+        log = reason + newer + rest.partition("\n")[0]
         meaningful = [
             line.strip()
-            for line in self.log.splitlines()
+            for line in log.splitlines()
             if line.strip()
             and not line.startswith(("processed ", "verification time", "stack depth"))
         ]
