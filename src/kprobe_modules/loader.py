@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +28,7 @@ from kprobe_modules.errors import (
 from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.maps import machine_arch
 from kprobe_modules.objectfile import check_arch
+from kprobe_modules.tunable import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -142,14 +142,10 @@ def check_tunables(module: str, spec: ObjectSpec, tunables: Mapping[str, int]) -
 
 
 def _encode(tunable: Tunable, value: int, module: str) -> bytes:
-    if tunable.kind == "bool" and value not in (0, 1):
-        msg = f"{module}: tunable {tunable.name} is {value!r}, expected true or false"
-        raise ConfigError(msg)
     try:
-        return index(value).to_bytes(tunable.size, "little", signed=tunable.kind.startswith("s"))
-    except (OverflowError, ValueError, TypeError) as error:
-        what = f"{module}: tunable {tunable.name} is {value!r}"
-        msg = f"{what}, expected a number of type {tunable.kind}"
+        return pack(tunable, value)
+    except ConfigError as error:
+        msg = f"{module}: {error}"
         raise ConfigError(msg) from error
 
 

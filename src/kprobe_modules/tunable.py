@@ -10,10 +10,11 @@ other constants share the section and are passed over.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from operator import index
+from typing import TYPE_CHECKING, Final, NoReturn, SupportsIndex
 
 from kprobe_modules.btf import ENCODING_SIGNED, Btf, BtfType, Kind
-from kprobe_modules.errors import ObjectError
+from kprobe_modules.errors import ConfigError, ObjectError
 from kprobe_modules.layout import UNITS
 from kprobe_modules.shape import integer_name
 from kprobe_modules.spec import Tunable
@@ -75,24 +76,26 @@ def pack(tunable: Tunable, value: int | bytes | str) -> bytes:
     Text and bytes are filled up with NUL; text keeps at least one.
 
     Raises:
-        ObjectError: the value is of the wrong type or does not fit; says what
+        ConfigError: the value is of the wrong type or does not fit; says what
             does.
     """
     if tunable.kind in ("char[]", "bytes"):
         room = tunable.size - (tunable.kind == "char[]")
         raw = value.encode() if isinstance(value, str) else value
         if not isinstance(raw, bytes) or len(raw) > room:
-            msg = f"tunable {tunable.name} takes up to {room} bytes of text, found {value!r}"
-            raise ObjectError(msg)
+            _refuse(tunable, f"up to {room} bytes of text", value)
         return raw.ljust(tunable.size, b"\0")
-    if not isinstance(value, int):
-        msg = f"tunable {tunable.name} takes a number ({tunable.kind}), found {value!r}"
-        raise ObjectError(msg)
     low, high = _range(tunable)
-    if not low <= value <= high:
-        msg = f"tunable {tunable.name} takes {low} to {high}, found {value}"
-        raise ObjectError(msg)
-    return int(value).to_bytes(tunable.size, "little", signed=low < 0)
+    expected = "true or false" if tunable.kind == "bool" else f"{low} to {high} ({tunable.kind})"
+    # Anything that is an integer: agents take theirs from numpy, too.
+    if not isinstance(value, SupportsIndex) or not low <= index(value) <= high:
+        _refuse(tunable, expected, value)
+    return index(value).to_bytes(tunable.size, "little", signed=low < 0)
+
+
+def _refuse(tunable: Tunable, expected: str, found: object) -> NoReturn:
+    msg = f"tunable {tunable.name} is {found!r}, expected {expected}"
+    raise ConfigError(msg)
 
 
 def _range(tunable: Tunable) -> tuple[int, int]:

@@ -61,7 +61,7 @@ TABLE = {
     "resources": "errors handler libbpf loader records",
     "subscriptions": "dispatch errors records",
     "dispatch": "decode errors handler layout objectfile records rings",
-    "loader": "errors features hooks libbpf manifest maps objectfile",
+    "loader": "errors features hooks libbpf manifest maps objectfile tunable",
     "transport": "errors libbpf rings",
     "losses": "libbpf objectfile",
     "maps": "errors libbpf objectfile",

@@ -11,7 +11,13 @@ import struct
 import pytest
 
 from kprobe_modules import objectfile
-from kprobe_modules.errors import BtfError, LayoutError, MissingMessageError, ObjectError
+from kprobe_modules.errors import (
+    BtfError,
+    ConfigError,
+    LayoutError,
+    MissingMessageError,
+    ObjectError,
+)
 from kprobe_modules.tunable import pack
 from tests.support.bpfcc import compile_bpf
 from tests.support.btfwriter import CONST, VOLATILE, BtfWriter
@@ -142,14 +148,14 @@ def test_tunables_refuse_what_does_not_fit(compiled):
     assert pack(spec.tunable("bias"), -1) == b"\xff\xff\xff\xff"
     assert pack(spec.tunable("word"), "héé") == "héé".encode().ljust(8, b"\0")
     for name, value, says in (
-        ("slow", -1, "takes 0 to 18446744073709551615, found -1"),
-        ("bias", 1 << 31, "takes -2147483648 to 2147483647, found 2147483648"),
-        ("loud", 2, "takes 0 to 1, found 2"),
-        ("slow", "much", "takes a number"),
+        ("slow", -1, "slow is -1, expected 0 to 18446744073709551615"),
+        ("bias", 1 << 31, "2147483648, expected -2147483648 to 2147483647"),
+        ("loud", 2, "loud is 2, expected true or false"),
+        ("slow", "much", "expected 0 to"),
         ("word", "too long", "up to 7 bytes of text"),
         ("word", 7, "up to 7 bytes of text"),
     ):
-        with pytest.raises(ObjectError, match=says):
+        with pytest.raises(ConfigError, match=says):
             pack(spec.tunable(name), value)
 
 
