@@ -15,6 +15,15 @@ setup(
             py_limited_api=True,
             # Without a C compiler the pure-Python twin serves.
             optional=True,
-        )
+        ),
+        Extension(
+            "kprobe_modules.rows._rows",
+            ["src/kprobe_modules/rows/_rows.c"],
+            define_macros=[("Py_LIMITED_API", "0x030b0000")],
+            extra_compile_args=["-O3"],
+            py_limited_api=True,
+            # Without it records are made in Python.
+            optional=True,
+        ),
     ]
 )

@@ -6,18 +6,25 @@ Binding happens once, when a module is attached, and complains about every
 name that cannot be bound; decoding then runs in C from end to end
 (``struct.iter_unpack``, ``map``, ``itertools.starmap``), as a Python frame per
 row costs more than the decoding.  Where C alone cannot do it, one generated
-loop does.
+loop does.  Records whose constructor only fills slots are filled by C itself,
+where the compiled part is installed.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
+from types import FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from kprobe_modules import rows as native
 from kprobe_modules.errors import LayoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from typing import TypeGuard
+
+    import attrs
 
     from kprobe_modules.layout import Field, Layout
 
@@ -28,6 +35,9 @@ __all__ = ["bind", "record_decoder", "text"]
 _Record = TypeVar("_Record")
 
 _NETWORK_FORMATS = {"be16": "H", "be32": "I"}
+
+_SINGLE = re.compile(r"[bBhHiIqQ?]|\d+s")
+"""Formats of which one makes one value, as `rows.Maker` takes them."""
 
 
 class _Tails(Protocol):
@@ -136,6 +146,10 @@ def record_decoder(
         each.type in (str, "str") and field.kind == "char[]"
         for each, field in zip(bound, fields, strict=True)
     ]
+    by_name = {each.name: field for each, field in zip(bound, fields, strict=True)}
+    filled = _slot_filler(layout, record_class, by_name, stride)
+    if filled is not None:
+        return filled
     pairs = zip(wanted, bound, strict=False)
     plain = sum(1 for _ in itertools.takewhile(_is_positional, pairs))
     if plain == len(bound) and source.only and source.fields == fields and not any(as_text):
@@ -150,6 +164,68 @@ def record_decoder(
         for each, value in zip(bound[plain:], arguments[plain:], strict=True)
     ]
     return source.generate(f"make({', '.join(arguments)})", owner, make=record_class)
+
+
+def _slot_filler(
+    layout: Layout,
+    record_class: Callable[..., _Record],
+    bound: Mapping[str, Field],
+    stride: int | None,
+) -> Callable[[Any], Iterator[_Record]] | None:
+    """
+    Do in native code what the constructor would, if it only fills slots.
+
+    That saves a third of what a record costs or more.  None: the constructor may
+    do more than that, a field is not a single value, or there is no native code.
+    """
+    if native.Maker is None or not _only_fills_slots(record_class):
+        return None
+    import attrs
+
+    filled: list[tuple[str, str | None, int, Any]] = []
+    for each in attrs.fields(cast("Any", record_class)):
+        field = bound.get(each.name)
+        if field is None:
+            filled.append((each.name, None, 0, each.default))
+            continue
+        as_text = each.type in (str, "str") and field.kind == "char[]"
+        order = ">" if field.kind in _NETWORK_FORMATS else "<"
+        letters = _NETWORK_FORMATS.get(field.kind, field.format)
+        if field is layout.tail or not _SINGLE.fullmatch(letters):
+            return None
+        filled.append((each.name, order + letters, field.offset, text if as_text else None))
+    return native.Maker(record_class, max(layout.size, stride or 0), tuple(filled))
+
+
+def _only_fills_slots(record_class: Callable[..., _Record]) -> TypeGuard[type[_Record]]:
+    """
+    Tell whether calling an attrs class does nothing but fill its slots.
+
+    What attrs generated names each attribute and nothing else: a default that
+    is made anew, a converter, a validator, a hook would be further names.
+    """
+    import attrs
+
+    if type(record_class) is not type:
+        return False
+    made: Any = record_class
+    start = getattr(made, "__init__", None)
+    fields = attrs.fields(made)
+    return (
+        isinstance(start, FunctionType)
+        and start.__code__.co_filename.startswith("<attrs generated")
+        and sorted(start.__code__.co_names) == sorted(each.name for each in fields)
+        and _is_objects(made, "__new__")
+        and _is_objects(made, "__setattr__")
+        and all(isinstance(getattr(made, each.name, None), MemberDescriptorType) for each in fields)
+    )
+
+
+def _is_objects(made: object, name: str) -> bool:
+    """
+    Tell whether a class has left a method as ``object`` has it.
+    """
+    return getattr(made, name) is getattr(object, name)
 
 
 class _Source:

@@ -20,6 +20,7 @@ import attrs
 from kprobe_modules import decode
 from kprobe_modules.errors import LayoutError, MissingMessageError
 from kprobe_modules.records import Failure, Late, Record, Steady
+from kprobe_modules.rows import interleave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -482,4 +483,4 @@ def _in_order(iterators: list[Iterator[Record]], sequence: Sequence[int]) -> Ite
     """
     if len(iterators) == 1:
         return iterators[0]
-    return [next(iterators[index]) for index in sequence]
+    return interleave(iterators, sequence)

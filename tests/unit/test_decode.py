@@ -6,7 +6,9 @@ Decoders: bound by name, against a slow reader of the same bytes.
 from __future__ import annotations
 
 import array
+import gc
 import types
+import weakref
 
 import attrs
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kprobe_modules import btf, decode
+from kprobe_modules import rows as native
 from kprobe_modules.errors import LayoutError
 from kprobe_modules.layout import layout
 from tests.support import strategies
@@ -159,6 +162,152 @@ def test_records_are_bound_by_attribute():
     assert straight[2] == Straight(1002, 2, -2, b"name2".ljust(16, b"\0"))
     shuffled = list(decode.record_decoder(LAYOUT, Shuffled)(rows(3)))
     assert shuffled[2] == Shuffled("name2", 2, "wire", -2, port=443)
+
+
+RECORDS = {
+    "bBhHiIqQ": ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64"),
+    "network": ("be16", "be32", "bool", "u64"),
+}
+
+
+@pytest.mark.skipif(native.Maker is None, reason="no native code")
+@pytest.mark.parametrize("kinds", RECORDS.values(), ids=RECORDS)
+@given(st.data())
+def test_native_records_are_those_of_the_constructor(kinds, data):
+    made = laid_out(
+        declared(*((f"f{n}", kind, None) for n, kind in enumerate(kinds)), ("comm", "char", 9))
+    )
+    names = ["comm", *reversed([f"f{n}" for n in range(len(kinds))]), "time"]
+    slotted = attrs.make_class(
+        "Slotted",
+        {**{name: attrs.field() for name in names}, "more": attrs.field(default=7)},
+        slots=True,
+    )
+    count = data.draw(st.integers(0, 3))
+    size = made.size * count
+    buffer = data.draw(st.binary(min_size=size, max_size=size))
+    decoder = decode.record_decoder(made, slotted)
+    assert isinstance(decoder, native.Maker)
+    assert list(decoder(buffer)) == [slotted(*row) for row in decode.bind(made, names, "t")(buffer)]
+
+
+@attrs.define
+class Textual:
+    time: int
+    comm: str
+
+
+def test_text_is_text_in_slots_too():
+    [found] = decode.record_decoder(LAYOUT, Textual)(rows(1))
+    assert found == Textual(1000, "name0")
+
+
+@pytest.mark.skipif(native.Maker is None, reason="no native code")
+def test_a_constructor_that_does_more_is_called():
+    seen = []
+
+    @attrs.define
+    class Checked:
+        pid: int = attrs.field(validator=lambda *_: seen.append("validator"))
+
+    @attrs.define
+    class Converted:
+        pid: int = attrs.field(converter=lambda value: value + 10)
+
+    @attrs.define
+    class Finished:
+        pid: int
+
+        def __attrs_post_init__(self):
+            seen.append("post")
+
+    @attrs.define
+    class Own:
+        pid: int
+
+        def __init__(self, pid):
+            self.pid = pid + 20
+
+    @attrs.define
+    class Fresh:
+        pid: int
+        more: list = attrs.Factory(list)
+
+    @attrs.frozen
+    class Frozen:
+        pid: int
+
+    @attrs.define(slots=False)
+    class Loose:
+        pid: int
+
+    @attrs.define(init=False)
+    class Grown(Textual):
+        pid: int = 3
+
+    class New(Textual):
+        def __new__(cls, *_):
+            seen.append("new")
+            return super().__new__(cls)
+
+    for each in (Checked, Converted, Finished, Own, Fresh, Frozen, Loose):
+        decoder = decode.record_decoder(LAYOUT, each)
+        assert not isinstance(decoder, native.Maker), each
+        [found] = decoder(rows(1))
+        assert type(found) is each
+        assert found.pid in {0, 10, 20}
+    assert not isinstance(decode.record_decoder(LAYOUT, Grown), native.Maker)
+    assert [*decode.record_decoder(LAYOUT, New)(rows(1))]
+    assert seen == ["validator", "post", "new"]
+
+
+@pytest.mark.skipif(native.Maker is None, reason="no native code")
+def test_native_records_are_collected():
+    made = list(decode.record_decoder(LAYOUT, Textual)(rows(3)))
+    assert all(gc.is_tracked(record) for record in made)
+    witness = weakref.ref(made[0])
+    made.clear()
+    assert witness() is None
+
+
+@pytest.mark.skipif(native.Maker is None, reason="no native code")
+@pytest.mark.parametrize(
+    ("stride", "field", "error"),
+    [
+        (8, ("time", "<Q", 1, None), ValueError),
+        (8, ("time", "<Q", -1, None), ValueError),
+        (8, ("time", "<9s", 0, None), ValueError),
+        (8, ("time", "<99999999999999999999s", 0, None), ValueError),
+        (8, ("time", "Q", 0, None), ValueError),
+        (8, ("time", "<2Q", 0, None), ValueError),
+        (8, ("time", "<f", 0, None), ValueError),
+        (8, ("time", "<", 0, None), ValueError),
+        (0, ("time", "<Q", 0, None), ValueError),
+        (8, ("other", "<Q", 0, None), TypeError),
+        (8, ("time", "<Q", 0), TypeError),
+        (8, None, TypeError),
+    ],
+)
+def test_native_code_takes_no_field_outside(stride, field, error):
+    with pytest.raises(error):
+        native.Maker(Textual, stride, (field,))
+
+
+@pytest.mark.parametrize("interleave", {native.interleave, native.interleave_py})
+def test_iterators_are_interleaved_as_told(interleave):
+    def told(*indices):
+        return memoryview(array.array("H", indices))
+
+    assert interleave([iter("abc"), iter("xy")], told(1, 0, 0, 1)) == ["x", "a", "b", "y"]
+    assert interleave([], told()) == []
+    with pytest.raises(IndexError):
+        interleave([iter("a")], told(1))
+    with pytest.raises(StopIteration):
+        interleave([iter("a")], told(0, 0))
+    with pytest.raises(TypeError):
+        interleave(["a"], told(0))
+    with pytest.raises(ZeroDivisionError):
+        interleave([(1 // n for n in (1, 0))], told(0, 0))
 
 
 def test_a_record_that_lacks_fields_says_which():
