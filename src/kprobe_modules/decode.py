@@ -194,7 +194,10 @@ def _slot_filler(
         if field is layout.tail or not _SINGLE.fullmatch(letters):
             return None
         filled.append((each.name, order + letters, field.offset, text if as_text else None))
-    return native.Maker(record_class, max(layout.size, stride or 0), tuple(filled))
+    try:
+        return native.Maker(record_class, max(layout.size, stride or 0), tuple(filled))
+    except TypeError:  # an interpreter that keeps slots elsewhere
+        return None
 
 
 def _only_fills_slots(record_class: Callable[..., _Record]) -> TypeGuard[type[_Record]]:
