@@ -22,6 +22,8 @@ __all__ = ["BUILD", "ROOT", "UnavailableError", "Workshop"]
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "bench"
 HERE = Path(__file__).resolve().parent
+#: The package as one folder, for an interpreter that it is not installed in.
+VIEW = ROOT / "build" / "view"
 HEADERS = ROOT / "src" / "kprobe_modules" / "bpf"
 
 #: Debian's bcc is importable by Debian's Python only.
@@ -167,9 +169,17 @@ class Workshop:
 
     def consume_ours(self) -> list[str]:
         """
-        The command of our own consumer, run by this very interpreter.
+        The command of our own consumer.
+
+        Where bcc can be imported, by the interpreter that imports it, so that two
+        libraries are compared and not two builds of Python: they differ by a quarter.
         """
-        return [sys.executable, "-m", "tests.bench.peers.ours.consume"]
+        module = ["-m", "tests.bench.peers.ours.consume"]
+        if not Path("/usr/lib/python3/dist-packages/bcc").exists():
+            return [sys.executable, *module]
+        subprocess.run([sys.executable, "tools/package_view.py"], cwd=ROOT, check=True)
+        path = os.pathsep.join(map(str, (VIEW, Path(attrs.__file__).parents[1])))
+        return ["env", f"PYTHONPATH={path}", SYSTEM_PYTHON, *module]
 
     def _c_program(self, name: str, source: Path, *libraries: str) -> Path:
         _need("/usr/bin/gcc", "/usr/include/bpf/libbpf.h")
