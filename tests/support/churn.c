@@ -143,6 +143,8 @@ static void child(enum kind kind, int index)
 
 	switch (kind) {
 	case KILLED:
+		/* whoever runs this in the background may have it ignore SIGHUP */
+		signal(signal_of(index), SIG_DFL);
 		kill(getpid(), signal_of(index));
 		pause();
 		break;
