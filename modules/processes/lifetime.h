@@ -40,6 +40,7 @@
 
 #include <km/emit.h>
 #include <km/kernel.h>
+#include <km/log.h>
 
 #include "messages.h"
 
@@ -122,6 +123,7 @@ static __noinline bool announce(void *ctx, struct task_struct *leader, bool exis
 	};
 	struct km_tgid_info *info;
 	__u32 pid = km_read(leader, tgid);
+	long error;
 
 	info = bpf_map_lookup_elem(&tgid_info_table, &pid);
 	if (info && is_same(info, start_time) && info->flags & KM_TGID_ANNOUNCED)
@@ -131,10 +133,14 @@ static __noinline bool announce(void *ctx, struct task_struct *leader, bool exis
 		return false;
 
 	if (!info) { /* a2 */
-		if (bpf_map_update_elem(&tgid_info_table, &pid, &mine, BPF_NOEXIST) == -EEXIST) {
+		error = bpf_map_update_elem(&tgid_info_table, &pid, &mine, BPF_NOEXIST);
+		if (error == -EEXIST) {
 			info = bpf_map_lookup_elem(&tgid_info_table, &pid);
 			if (info && is_same(info, start_time) && info->flags & KM_TGID_ANNOUNCED)
 				return false;
+		} else if (error) {
+			/* full: nobody can tell any more who has been reported */
+			km_log(ctx, KM_CODE_MAP_INSERT_FAILED, pid, error);
 		}
 	} else if (!is_same(info, start_time)) {
 		bpf_map_update_elem(&tgid_info_table, &pid, &mine, BPF_ANY);

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from kprobe_modules.collector import Collector
     from kprobe_modules.dispatch import MessageBatch
     from kprobe_modules.errors import KprobeModulesError
-    from kprobe_modules.records import Failure, Late, Lost, Record, Stats, Steady, as_dict
+    from kprobe_modules.records import (
+        Failure,
+        Late,
+        Log,
+        Lost,
+        Record,
+        Stats,
+        Steady,
+        Suppressed,
+        as_dict,
+    )
     from kprobe_modules.registry import Registry
     from kprobe_modules.subscriptions import Subscription
     from kprobe_modules.transport import RingOptions
@@ -34,6 +44,7 @@ __all__ = [
     "Failure",
     "KprobeModulesError",
     "Late",
+    "Log",
     "Lost",
     "MessageBatch",
     "ModuleStatus",
@@ -43,6 +54,7 @@ __all__ = [
     "Stats",
     "Steady",
     "Subscription",
+    "Suppressed",
     "as_dict",
 ]
 
@@ -51,6 +63,7 @@ _HOMES = {
     "Failure": "records",
     "KprobeModulesError": "errors",
     "Late": "records",
+    "Log": "records",
     "Lost": "records",
     "MessageBatch": "dispatch",
     "ModuleStatus": "attached",
@@ -60,6 +73,7 @@ _HOMES = {
     "Stats": "records",
     "Steady": "records",
     "Subscription": "subscriptions",
+    "Suppressed": "records",
     "as_dict": "records",
 }
 

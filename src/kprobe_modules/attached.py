@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kprobe_modules.libbpf import Link
-from kprobe_modules.losses import COUNTERS_MAP, LossCounters
+from kprobe_modules.losses import COUNTERS_MAP, LOG_STATE_MAP, LossCounters, SuppressedLogs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -72,8 +72,13 @@ class AttachedModule:
         self.loaded = loaded
         self.binding = binding
         spec = loaded.plan.spec
-        counters = any(item.name == COUNTERS_MAP for item in spec.maps)
-        self.losses = LossCounters(spec, loaded.map_fd(COUNTERS_MAP) if counters else None, library)
+        own = {item.name for item in spec.maps}
+
+        def fd(name: str) -> int | None:
+            return loaded.map_fd(name) if name in own else None
+
+        self.losses = LossCounters(spec, fd(COUNTERS_MAP), library)
+        self.logs = SuppressedLogs(fd(LOG_STATE_MAP), library)
         self.live = live
         """Hook name to the program that is live; the handler sees the same object."""
         self.resync_wanted = False
@@ -173,4 +178,10 @@ class AttachedModule:
             what: sum(entry[what] for entry in messages.values())
             for what in ("emitted", "received", "lost")
         }
-        return {**totals, "late": self.binding.late, "messages": messages}
+        suppressed = sum(self.logs.read().values())
+        return {
+            **totals,
+            "suppressed": suppressed,
+            "late": self.binding.late,
+            "messages": messages,
+        }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from kprobe_modules.codes import Code
     from kprobe_modules.layout import Field
     from kprobe_modules.manifest import Alternative, Hook, Manifest
     from kprobe_modules.spec import MapSpec, MessageSpec, ObjectSpec, ProgramSpec, Tunable
@@ -32,7 +33,7 @@ def as_dict(spec: ObjectSpec, manifest: Manifest | None = None) -> dict[str, Any
     Keys: ``module``, ``version``, ``summary``, ``arch``, ``license``, ``hooks``
     (in the manifest's order, each with ordered ``alternatives``; one of kind
     ``source`` is read by the handler), ``programs`` (those that serve no hook),
-    ``messages``, ``maps``, ``tunables``.  Offsets and sizes are bytes.
+    ``messages``, ``codes`` (what its programs may log), ``maps``, ``tunables``.  Offsets and sizes are bytes.
 
     Raises:
         ObjectError: the manifest names a program that the object lacks.
@@ -46,6 +47,7 @@ def as_dict(spec: ObjectSpec, manifest: Manifest | None = None) -> dict[str, Any
         "hooks": _manifest_hooks(spec, manifest) if manifest else _tagged_hooks(spec),
         "programs": [_program(each) for each in spec.programs if each.hook is None],
         "messages": [_message(each) for each in spec.messages],
+        "codes": [_code(each) for each in spec.codes],
         "maps": [_map(each) for each in spec.maps],
         "tunables": [_tunable(each) for each in spec.tunables],
     }
@@ -72,6 +74,7 @@ def format_text(described: dict[str, Any]) -> str:
         [title, built],
         ["hooks", *_hook_lines(described["hooks"])],
         ["messages", *_message_lines(described["messages"])],
+        ["logs", *_code_lines(described["codes"])],
         ["maps", *_map_lines(described["maps"])],
         ["tunables", *_tunable_lines(described["tunables"])],
     ]
@@ -89,7 +92,7 @@ def layout_text(spec: ObjectSpec) -> str:
     a change of an offset is a change of a line.
     """
     lines = ["Layouts as the object has them; made by `make bpf`.  offset size type name [unit]"]
-    for message in spec.messages:
+    for message in (*spec.messages, *spec.diagnostics):
         layout = message.layout
         lines += ["", f"message {message.id} {message.name}: struct {layout.name}"]
         position = 0
@@ -102,6 +105,10 @@ def layout_text(spec: ObjectSpec) -> str:
         if layout.tail is None and layout.size > position:
             lines.append(f"{position:6} {layout.size - position:5} (padding)")
         lines.append(f"{layout.size:6}       {'(tail follows)' if layout.tail else '(end)'}")
+    if spec.codes:
+        lines += ["", "codes of logs"]
+        rows = [(str(each.id), _logged(_code(each))) for each in spec.codes]
+        lines += _columns(rows, "  ")
     for each in spec.maps:
         limits = f"max_entries {each.max_entries}, flags {each.flags:#x}"
         lines += ["", f"map {each.name}: {each.type_name}, {limits}"]
@@ -212,6 +219,25 @@ def _field_type(field: Field) -> str:
     if field.count is None:
         return field.kind
     return f"{field.kind.removesuffix('[]')}[{field.count or ''}]"
+
+
+def _code(code: Code) -> dict[str, Any]:
+    return {
+        "name": code.name,
+        "id": code.id,
+        "arguments": [
+            {"name": each.name, "unit": each.unit, "values": dict(each.values)}
+            for each in code.arguments
+        ],
+    }
+
+
+def _logged(code: dict[str, Any]) -> str:
+    return f"{code['name']}({', '.join(each['name'] for each in code['arguments'])})"
+
+
+def _code_lines(codes: Iterable[dict[str, Any]]) -> list[str]:
+    return _columns([(str(code["id"]), _logged(code)) for code in codes], "  ")
 
 
 def _map(each: MapSpec) -> dict[str, Any]:

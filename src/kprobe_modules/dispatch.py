@@ -12,12 +12,14 @@ import inspect
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from operator import attrgetter
 from time import monotonic_ns, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from kprobe_modules import decode
+from kprobe_modules.diagnostics import Diagnostics
 from kprobe_modules.errors import LayoutError, MissingMessageError
 from kprobe_modules.records import Failure, Late, Record, Steady
 from kprobe_modules.rows import interleave
@@ -155,6 +157,8 @@ class _Slot:
     call: Callable[..., Any] | None
     direct: type[Record] | None = None
     """What *start* makes when *call* is None."""
+    own: bool = False
+    """Whether it is the framework's message: a record for `poll`, also beside columns."""
 
     @property
     def where(self) -> str:
@@ -234,6 +238,22 @@ def _slots(module: str, spec: ObjectSpec, handler: Handler) -> Iterator[_Slot]:
         raise MissingMessageError(msg)
 
 
+def _diagnostic_slots(module: str, spec: ObjectSpec) -> Iterator[_Slot]:
+    """
+    Bind the framework's own messages, for an object whose programs may write them.
+    """
+    if spec.diagnostics:
+        diagnostics = Diagnostics(module, spec)
+        for message in spec.diagnostics:
+            method = getattr(diagnostics, f"on_{message.name}", None)
+            if method is None:
+                yield _Slot(module, message, None, None, own=True)
+                continue
+            slot = _method_slot(module, message, method)
+            slot.own = True
+            yield slot
+
+
 class Binding:
     """
     One attached module as dispatch knows it: its handler, ids and slots.
@@ -249,7 +269,8 @@ class Binding:
         self.spec = spec
         self.handler = handler
         self.slots = {
-            message_key(module_id, slot.message.id): slot for slot in _slots(name, spec, handler)
+            message_key(module_id, slot.message.id): slot
+            for slot in (*_slots(name, spec, handler), *_diagnostic_slots(name, spec))
         }
         self.late = 0
         self.existing = 0
@@ -311,10 +332,26 @@ class Dispatcher:
         named = []
         for batch in drained.batches:
             slot = self._slots.get(batch.key)
-            if slot is not None:
+            if slot is not None and not slot.own:
                 message = slot.message
                 named.append(MessageBatch(slot.module, message.name, message.layout, batch))
         return named
+
+    def own_records(self, drained: Drained) -> list[Record]:
+        """
+        Return what programs say about themselves, beside the columns of the same drain.
+        """
+        records: list[Record] = []
+        for batch in drained.batches:
+            slot = self._slots.get(batch.key)
+            if slot is None or not slot.own or slot.start is None or slot.call is None:
+                continue
+            for row in slot.start(batch):
+                try:
+                    _add(records, slot.call(*row))
+                except Exception as error:  # noqa: BLE001 - it is one of many
+                    records += self._faults.failed(slot.module, slot.where, error)
+        return sorted(records, key=attrgetter("time"))
 
     def dispatch(self, drained: Drained) -> list[Record]:
         """

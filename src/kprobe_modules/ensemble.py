@@ -23,7 +23,7 @@ from kprobe_modules.hooks import choose
 from kprobe_modules.intake import SLACK_NS, Intake
 from kprobe_modules.libbpf.rcu import wait_for_programs
 from kprobe_modules.loader import kernel_module_loaded
-from kprobe_modules.records import Lost
+from kprobe_modules.records import Lost, Suppressed
 from kprobe_modules.resources import Offers, Sources
 
 if TYPE_CHECKING:
@@ -311,6 +311,7 @@ class Ensemble:
         drained = self._intake.take_released()
         if drained is not None:
             records += self._note(drained)
+            records += self.dispatcher.own_records(drained)
         return drained, records
 
     def look_after(self, into: list[Record]) -> None:
@@ -366,16 +367,22 @@ class Ensemble:
 
     def new_losses(self, attached: AttachedModule) -> list[Record]:
         """
-        Return what a module lost since the last call, and remember to scan it again.
+        Return what a module lost or suppressed since the last call.
+
+        Where messages of its own were lost, remember to scan it again.
         """
         at = self._intake.now()
-        losses: list[Record] = [
+        losses = [
             Lost(at, attached.binding.name, count.message, count.cpu, count.lost)
             for count in attached.losses.new_losses(attached.losses.read())
         ]
-        if losses:
+        own = {message.name for message in attached.binding.spec.messages}
+        if any(count.message in own for count in losses):
             attached.resync_wanted = True
-        return losses
+        told: list[Record] = [*losses]
+        for cpu, count in attached.logs.new().items():
+            told.append(Suppressed(at, attached.binding.name, cpu, count))
+        return told
 
     def _revive(self, attached: AttachedModule) -> list[Record]:
         """

@@ -54,6 +54,11 @@ ATTACH_ORDER = ("END", "START", "TELEMETRY")
 """An object that ends while we attach must be seen ending; EXISTING comes last, by a scan."""
 
 
+MADE_FOR = {"km_stacks": "stack_traces"}
+"""Maps of the framework's headers, and the tunable without which none of their entries
+is ever used: with 0 the verifier removes the code that would, and no memory is taken."""
+
+
 def kernel_module_loaded(name: str, sys: Path = Path("/sys")) -> bool:
     """
     Tell whether a kernel module is loaded or built in.
@@ -171,6 +176,16 @@ def set_constants(plan: Plan, target: BpfObject) -> None:
             tunable, value, plan.manifest.name
         )
     rodata.set_initial_value(bytes(data))
+
+
+def leave_out(plan: Plan, target: BpfObject) -> None:
+    """
+    Do not create the maps for which a tunable finds no use.
+    """
+    tunables = {tunable.name: tunable.default for tunable in plan.spec.tunables}
+    for name, tunable in MADE_FOR.items():
+        if name in target.maps and not {**tunables, **plan.constants}.get(tunable, 1):
+            target.maps[name].set_autocreate(False)
 
 
 def choose_hooks(plan: Plan, refused: Mapping[str, str]) -> tuple[Choice, ...]:
@@ -320,7 +335,10 @@ class LoadedModule:
             return
         target = BpfObject.open(self.plan.data, self.plan.manifest.object_name, self.plan.library)
         try:
+            leave_out(self.plan, target)
             for name, item in target.maps.items():
+                if not item.autocreate:
+                    continue
                 # Constants are frozen with the object; everything else is shared.
                 if not name.endswith((".rodata", ".kconfig")):
                     item.reuse_fd(self._objects[0].maps[name].fd)
@@ -398,6 +416,7 @@ def _attempt(plan: Plan, wanted_maps: tuple[str, ...], choices: tuple[Choice, ..
     try:
         inject(plan, target, wanted_maps)
         set_constants(plan, target)
+        leave_out(plan, target)
         wanted = _programs(choices)
         try:
             manifest = plan.manifest

@@ -6,7 +6,7 @@ Programs come from the functions in executable sections, hooks from their
 ``km_hook:<hook>:<TAG>`` declaration tags, maps from the ``.maps`` section,
 messages from the members of the union that ``km_scratch`` holds, tunables from
 the ``const volatile`` variables of ``.rodata``, the architecture from section
-``km.arch``.
+``km.arch``, what its programs log from ``km.types`` and ``km.sites``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from kprobe_modules import btf as btf_
 from kprobe_modules.btf import Btf, BtfType, Kind
+from kprobe_modules.codes import SITES_SECTION, find_unions, read_codes, read_sites
 from kprobe_modules.elf import STT_FUNC, STT_OBJECT, Elf, Section, Symbol, read_elf
 from kprobe_modules.errors import LayoutError, ObjectError
 from kprobe_modules.layout import layout
@@ -66,15 +67,21 @@ def read(data: bytes, name: str) -> ObjectSpec:
     rodata = elf.section(".rodata")
     constants = b"" if rodata is None else elf.content(rodata)
     offsets = _offsets(symbols, rodata)
+    sites = elf.section(SITES_SECTION)
+    messages, diagnostics = _messages(btf, maps), _diagnostics(btf)
+    _check_ids(btf, messages, diagnostics)
     return ObjectSpec(
         name=name,
         arch=_text(elf, _ARCH_SECTION),
         license=_license(elf),
         programs=tuple(_programs(elf, btf, symbols)),
         maps=maps,
-        messages=_messages(btf, maps),
+        messages=messages,
         tunables=read_tunables(btf, constants, offsets),
         rodata=constants,
+        diagnostics=diagnostics,
+        codes=read_codes(btf),
+        sites={} if sites is None else read_sites(elf.content(sites), name),
     )
 
 
@@ -191,6 +198,34 @@ def _messages(btf: Btf, maps: Sequence[MapSpec]) -> tuple[MessageSpec, ...]:
     union = _scratch_union(btf)
     if union is None:
         return ()
+    limit = next((each.max_entries for each in maps if each.name == COUNTERS_MAP), 0)
+    messages = _union_messages(btf, union)
+    for message in messages:
+        if limit and message.id >= limit:
+            msg = (
+                f"{btf.origin}: message {message.name} has id {message.id},"
+                f" {COUNTERS_MAP} counts those below {limit}"
+            )
+            raise LayoutError(msg)
+    return messages
+
+
+def _diagnostics(btf: Btf) -> tuple[MessageSpec, ...]:
+    found = (_union_messages(btf, union) for union in find_unions(btf, "_message"))
+    return tuple(message for messages in found for message in messages)
+
+
+def _check_ids(
+    btf: Btf, messages: Sequence[MessageSpec], diagnostics: Sequence[MessageSpec]
+) -> None:
+    taken = {message.id: message.name for message in diagnostics}
+    for message in messages:
+        if message.id in taken:
+            msg = f"{btf.origin}: message {message.name} has id {message.id}"
+            raise LayoutError(f"{msg}, which is the framework's {taken[message.id]}")
+
+
+def _union_messages(btf: Btf, union: BtfType) -> tuple[MessageSpec, ...]:
     ids = _message_ids(btf, union)
     members = {
         member.name: member for member in union.members[1:] if not member.name.startswith("_")
@@ -200,14 +235,6 @@ def _messages(btf: Btf, maps: Sequence[MapSpec]) -> tuple[MessageSpec, ...]:
     if missing:
         msg = f"{btf.origin}: union {union.name}: {'; '.join(missing)}"
         raise LayoutError(msg)
-    limit = next((each.max_entries for each in maps if each.name == COUNTERS_MAP), 0)
-    for name, number in ids.items():
-        if limit and number >= limit:
-            msg = (
-                f"{btf.origin}: message {name} has id {number},"
-                f" {COUNTERS_MAP} counts those below {limit}"
-            )
-            raise LayoutError(msg)
     return tuple(
         MessageSpec(name, number, layout(btf, members[name].ref))
         for name, number in sorted(ids.items(), key=lambda pair: pair[1])

@@ -19,7 +19,18 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Failure", "Late", "Lost", "Record", "Stats", "Steady", "as_dict", "field_names"]
+__all__ = [
+    "Failure",
+    "Late",
+    "Log",
+    "Lost",
+    "Record",
+    "Stats",
+    "Steady",
+    "Suppressed",
+    "as_dict",
+    "field_names",
+]
 
 _WORD_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -91,6 +102,35 @@ class Late(Record):
 
     module: str
     message: str
+    cpu: int
+    count: int
+
+
+@attrs.define
+class Log(Record):
+    """
+    A program of a module says that something is not as it should be.
+    """
+
+    module: str
+    code: str
+    """Of the framework (bpf/km/diagnostic.h) or of the module."""
+    file: str
+    """Of the module's source."""
+    line: int
+    """Where the call that logs ends."""
+    cpu: int
+    arguments: Mapping[str, int | bool | str]
+    """By the names that the code declares; an enumerator stands for its number."""
+
+
+@attrs.define
+class Suppressed(Record):
+    """
+    Logs that a CPU did not write, since the last such record, as there were too many.
+    """
+
+    module: str
     cpu: int
     count: int
 

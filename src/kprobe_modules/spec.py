@@ -15,8 +15,9 @@ import attrs
 from kprobe_modules.errors import MissingMessageError, ObjectError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from kprobe_modules.codes import Code, Site
     from kprobe_modules.layout import Layout
     from kprobe_modules.shape import TypeShape
 
@@ -135,6 +136,10 @@ class ObjectSpec:
         messages: by id.
         tunables: by offset, the framework's among them.
         rodata: bytes of ``.rodata``, which hold the tunables' defaults.
+        diagnostics: the framework's own messages (bpf/km/diagnostic.h), by id; none
+            if no program can write them.
+        codes: what its programs may log, the framework's codes among them.
+        sites: the lines of the source that log, by the number on the wire.
     """
 
     name: str
@@ -145,6 +150,9 @@ class ObjectSpec:
     messages: tuple[MessageSpec, ...] = ()
     tunables: tuple[Tunable, ...] = ()
     rodata: bytes = attrs.field(default=b"", repr=False)
+    diagnostics: tuple[MessageSpec, ...] = ()
+    codes: tuple[Code, ...] = ()
+    sites: Mapping[int, Site] = attrs.field(factory=dict, hash=False)
 
     def program(self, name: str) -> ProgramSpec:
         """

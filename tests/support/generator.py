@@ -126,6 +126,8 @@ MODULE = Manifest(
         "generate_ragged",
         "emit_one",
         "exhaust_scratch",
+        "log_one",
+        "emit_with_stack",
     ),
     records=(Small, Counted, Tailed, Bulk),
     summary="emits what it is told to",

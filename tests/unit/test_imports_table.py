@@ -42,7 +42,7 @@ TABLE = {
     "doctor": "capabilities config errors features hooks libbpf manifest maps objectfile "
     "registry rings transport",
     "config": "errors",
-    "describe": "errors layout manifest objectfile spec",
+    "describe": "codes errors layout manifest objectfile spec",
     # the public surface: for agents, and for modules
     "__init__": "attached collector dispatch errors handler manifest records registry "
     "subscriptions transport",
@@ -60,7 +60,8 @@ TABLE = {
     "channel": "clock errors handler rings",
     "resources": "errors handler libbpf loader records",
     "subscriptions": "dispatch errors records",
-    "dispatch": "decode errors handler layout objectfile records rings rows",
+    "dispatch": "decode diagnostics errors handler layout objectfile records rings rows",
+    "diagnostics": "errors records spec",
     "loader": "errors features hooks libbpf manifest maps objectfile tunable",
     "transport": "errors libbpf rings",
     "losses": "libbpf objectfile",
@@ -74,10 +75,11 @@ TABLE = {
     "records": "errors",
     # what an object file says, without a kernel
     "decode": "errors layout rows",
-    "objectfile": "btf elf errors layout mapdefinition section spec tunable",
+    "objectfile": "btf codes elf errors layout mapdefinition section spec tunable",
     "mapdefinition": "btf errors shape spec",
     "tunable": "btf errors layout shape spec",
-    "spec": "errors layout shape",
+    "spec": "codes errors layout shape",
+    "codes": "btf errors layout shape",
     "layout": "btf errors shape",
     "section": "errors",
     "shape": "btf errors",

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kprobe_modules.records import Failure, Late, Lost, Stats, Steady
+from kprobe_modules.records import Failure, Late, Log, Lost, Stats, Steady, Suppressed
 from kprobe_modules.sinks.values import readable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAMEWORK", "about", "attached", "say", "totals"]
 
-FRAMEWORK = (Steady, Lost, Late, Failure, Stats)
+FRAMEWORK = (Steady, Lost, Late, Log, Suppressed, Failure, Stats)
 """Records that are about the run and not about the host."""
 
 
@@ -62,6 +62,12 @@ def about(record: Record) -> str | None:
         return f"{record.module}: lost {record.count} {record.message} on CPU {record.cpu}"
     if isinstance(record, Late):
         return f"{record.module}: {record.count} {record.message} late on CPU {record.cpu}"
+    if isinstance(record, Log):
+        said = ", ".join(f"{name}={value}" for name, value in record.arguments.items())
+        where = f"{record.file}:{record.line} on CPU {record.cpu}"
+        return f"{record.module}: {record.code}{f' ({said})' if said else ''} at {where}"
+    if isinstance(record, Suppressed):
+        return f"{record.module}: {record.count} logs too many on CPU {record.cpu}"
     if isinstance(record, Failure):
         return f"{record.module}: {record.where} failed: {record.error}"
     if isinstance(record, Steady):
@@ -81,4 +87,4 @@ def totals(stats: Stats, written: int) -> list[str]:
     return [*lines, f"{written} records written"]
 
 
-_COUNTS = ("emitted", "received", "lost", "errors")
+_COUNTS = ("emitted", "received", "lost", "suppressed", "errors")

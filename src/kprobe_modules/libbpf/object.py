@@ -165,6 +165,13 @@ class BpfMap:
         """
         self._set("set_map_flags", flags)
 
+    @property
+    def autocreate(self) -> bool:
+        """
+        Whether the load creates it.
+        """
+        return bool(self._get("autocreate"))
+
     def set_autocreate(self, create: bool) -> None:  # noqa: FBT001 (the C name's meaning)
         """
         Choose whether the load creates it; programs must not need it then.

@@ -50,6 +50,7 @@ _MAPS: dict[str, Prototype] = {
     "bpf_map__initial_value": (c_void_p, (c_void_p, POINTER(c_size_t))),
     "bpf_map__set_initial_value": (c_int, (c_void_p, c_char_p, c_size_t)),
     "bpf_map__reuse_fd": (c_int, (c_void_p, c_int)),
+    "bpf_map__autocreate": (c_bool, (c_void_p,)),
     "bpf_map__set_autocreate": (c_int, (c_void_p, c_bool)),
     "bpf_map__btf_key_type_id": (c_uint32, (c_void_p,)),
     "bpf_map__btf_value_type_id": (c_uint32, (c_void_p,)),

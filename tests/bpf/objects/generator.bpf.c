@@ -6,6 +6,7 @@
 #define KM_USE_DATA_CHANNEL
 
 #include <km/emit.h>
+#include <km/log.h>
 #include <km/scratch.h>
 
 #include "messages.h"
@@ -16,6 +17,7 @@ const volatile __u32
 const volatile __u64 born KM_DOC("value of the field `born`") = 0;
 
 KM_SCRATCH(union km_generator_messages);
+KM_CODES(union km_generator_codes);
 
 /*
  * The next sequence number of each CPU, over all messages.
@@ -199,6 +201,39 @@ int exhaust_scratch(void *ctx)
 	for (__u32 i = 0; i < KM_SCRATCH_SLOTS; i++)
 		km_scratch_give(i);
 	return taken;
+}
+
+/* one log of each shape in turn, from lines of their own */
+SEC("raw_tp")
+int log_one(void *ctx)
+{
+	__u64 sequence = next_sequence();
+
+	switch (sequence % 4) {
+	case 0:
+		return km_log(ctx, KM_GENERATOR_CODE_COUNTED, sequence);
+	case 1:
+		return km_log(ctx, KM_GENERATOR_CODE_ODD, -(__s32)sequence, sequence & 1,
+			      sequence > 100);
+	case 2:
+		return km_log(ctx, KM_GENERATOR_CODE_PLAIN);
+	default:
+		return km_log(ctx, KM_CODE_CALL_FAILED, -(__s64)sequence);
+	}
+}
+
+/* a message with stacks, if they are on */
+SEC("raw_tp")
+int emit_with_stack(void *ctx)
+{
+	struct km_generator_size_24 message = {};
+	long error;
+
+	message.sequence = next_sequence();
+	error = km_emit(ctx, &message.header, KM_GENERATOR_SIZE_24, sizeof(message));
+	if (!error)
+		km_stack_trace(ctx, &message.header);
+	return error;
 }
 
 KM_LICENSE;

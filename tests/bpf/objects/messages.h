@@ -3,6 +3,7 @@
 #ifndef KM_GENERATOR_MESSAGES_H
 #define KM_GENERATOR_MESSAGES_H
 
+#include <km/diagnostic.h>
 #include <km/header.h>
 
 enum km_generator_message : __u16 {
@@ -119,6 +120,30 @@ union km_generator_messages {
 	struct km_generator_ragged ragged;
 	struct km_generator_bulk bulk;
 	__u8 _room[sizeof(struct km_generator_ragged) + KM_GENERATOR_TAIL];
+};
+
+/* what it logs beside the framework's codes */
+enum km_generator_code : __u16 {
+	KM_GENERATOR_CODE_ODD = KM_MODULE_CODES,
+	KM_GENERATOR_CODE_COUNTED,
+	KM_GENERATOR_CODE_PLAIN,
+};
+
+enum km_generator_parity : __u8 {
+	KM_GENERATOR_EVEN,
+	KM_GENERATOR_ODD
+};
+
+union km_generator_codes {
+	enum km_generator_code code;
+	struct km_generator_code_odd {
+		__s32 balance; /* -sequence */
+		enum km_generator_parity parity;
+		km_bool large; /* beyond a hundred */
+	} odd;
+	struct km_generator_code_counted {
+		km_count sequence;
+	} counted;
 };
 
 _Static_assert(sizeof(struct km_generator_size_24) == 16 + 24, "payload of 24");

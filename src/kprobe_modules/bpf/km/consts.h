@@ -28,6 +28,9 @@
 
 /* output flags */
 #define BPF_F_CURRENT_CPU 0xffffffffULL
+/* stack flags */
+#define BPF_F_USER_STACK (1ULL << 8)
+
 #define BPF_RB_NO_WAKEUP 1ULL
 #define BPF_RB_FORCE_WAKEUP 2ULL
 #define BPF_RB_AVAIL_DATA 0ULL

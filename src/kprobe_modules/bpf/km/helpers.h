@@ -26,6 +26,7 @@ KM_HELPER(25, long, bpf_perf_event_output, void *ctx, void *map, __u64 flags, vo
 KM_HELPER(27, long, bpf_get_stackid, void *ctx, void *map, __u64 flags);
 KM_HELPER(35, __u64, bpf_get_current_task, void);
 KM_HELPER(46, __u64, bpf_get_socket_cookie, void *socket); /* tracing programs: 5.12 */
+KM_HELPER(67, long, bpf_get_stack, void *ctx, void *to, __u32 size, __u64 flags);
 KM_HELPER(80, __u64, bpf_get_current_cgroup_id, void);
 KM_HELPER(112, long, bpf_probe_read_user, void *to, __u32 size, const void *from);
 KM_HELPER(113, long, bpf_probe_read_kernel, void *to, __u32 size, const void *from);
