@@ -46,7 +46,7 @@ $(VENV)/.run: $(MADE_FROM) | $(VENV)/bin/python
 
 $(VENV)/.dev: $(MADE_FROM) | $(VENV)/bin/python
 	@$(INSTALL) run build
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev,test,pylibbpf]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[cli,dev,test,pylibbpf]'
 	@touch $(VENV)/.run $@
 
 run: $(VENV)/.run

@@ -183,5 +183,6 @@ class AttachedModule:
             **totals,
             "suppressed": suppressed,
             "late": self.binding.late,
+            "handler_time": self.binding.handler_time,
             "messages": messages,
         }

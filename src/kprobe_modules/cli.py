@@ -156,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(prog=parser.prog, dest="command", metavar="COMMAND")
     _add_run(commands)
+    _add_top(commands)
     _add_list(commands)
     _add_describe(commands)
     _add_fields(commands)
@@ -232,6 +233,12 @@ def _add_run(commands: Commands) -> None:
     group.add_argument(
         "--stats", action="store_true", help="end with a record of totals per module"
     )
+    group.add_argument(
+        "--metrics",
+        type=_long_enough,
+        metavar="S",
+        help="a record of each module's work and cost every S seconds, 1 or more",
+    )
     group = parser.add_argument_group("selection")
     group.add_argument("-p", "--pid", metavar="PID[,PID]", help="records with these pids")
     group.add_argument("-u", "--uid", metavar="UID[,UID]", help="records with these uids")
@@ -248,6 +255,17 @@ def _add_run(commands: Commands) -> None:
     group.add_argument(
         "--max-records", type=_count, metavar="N", help="stop after N records on the output"
     )
+
+
+def _add_top(commands: Commands) -> None:
+    parser = _command(commands, "top", "show what each module, program and map costs, live")
+    parser.add_argument("names", nargs="*", metavar="MODULE", help="modules; the same as -m")
+    _add_options(parser)
+    group = parser.add_argument_group("display")
+    group.add_argument(
+        "-d", "--delay", type=_delay, default=1.0, metavar="S", help="seconds between two looks"
+    )
+    group.add_argument("--timeout", type=_seconds, metavar="S", help="stop after S seconds")
 
 
 def _add_list(commands: Commands) -> None:
@@ -290,6 +308,20 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _long_enough(text: str) -> float:
+    value = _seconds(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _delay(text: str) -> float:
+    value = _seconds(text)
+    if value < 0.1:  # noqa: PLR2004 - measuring itself takes some milliseconds
+        raise ValueError
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -300,3 +332,5 @@ def _count(text: str) -> int:
 # argparse names the converter in its message: "invalid seconds value: 'x'".
 _seconds.__name__ = "seconds"
 _count.__name__ = "count"
+_long_enough.__name__ = "seconds, 1 or more,"
+_delay.__name__ = "seconds, 0.1 or more,"

@@ -273,6 +273,8 @@ class Binding:
             for slot in (*_slots(name, spec, handler), *_diagnostic_slots(name, spec))
         }
         self.late = 0
+        self.handler_time = 0
+        """Nanoseconds spent on making records of its messages."""
         self.existing = 0
         """Records with ``existing`` set that were seen since the last scan began."""
 
@@ -384,17 +386,32 @@ class Dispatcher:
         """
         Do without handlers; False, and nothing is done, if a record cannot be made.
         """
+        before = perf_counter_ns()
         try:
             records += _in_order([call[0] for call in calls if call is not None], sequence)
+            self._share_out(calls, sequence, perf_counter_ns() - before)
         except Exception:  # noqa: BLE001 - who did it is found out one by one
             records.clear()
             return False
         return True
 
+    def _share_out(self, calls: Sequence[_Call | None], sequence: Sequence[int], took: int) -> None:
+        """
+        Charge what a drain took to its modules, by the records of each.
+        """
+        modules = {call[1].module for call in calls if call is not None}
+        for module in modules:
+            places = {n for n, call in enumerate(calls) if call and call[1].module == module}
+            share = 1.0
+            if len(modules) > 1:
+                share = sum(index in places for index in sequence) / len(sequence)
+            self._bindings[module].handler_time += int(took * share)
+
     def _call_handlers(
         self, calls: list[_Call | None], drained: Drained, records: list[Record]
     ) -> None:
         sequence = drained.sequence
+        spent = [0] * len(calls)
         before = perf_counter_ns()
         for place, index in enumerate(sequence):
             call = calls[index]
@@ -420,7 +437,11 @@ class Dispatcher:
             if after - before > STALL_NS:
                 records += self._faults.stalled(slot.module, slot.where, after - before)
                 after = perf_counter_ns()
+            spent[index] += after - before
             before = after
+        for call, time in zip(calls, spent, strict=True):
+            if call is not None:
+                self._bindings[call[1].module].handler_time += time
 
     def call(
         self, binding: Binding, where: str, function: Callable[[], Iterable[Record] | None]
@@ -435,6 +456,7 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - whatever a handler raises stays its own
             records += self._faults.failed(binding.name, where, error)
         took = perf_counter_ns() - before
+        binding.handler_time += took
         if took > STALL_NS:
             records += self._faults.stalled(binding.name, where, took)
         return records

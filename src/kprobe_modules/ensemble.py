@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from kprobe_modules.hooks import Choice
     from kprobe_modules.libbpf import Library
     from kprobe_modules.manifest import Manifest
-    from kprobe_modules.records import Record
+    from kprobe_modules.records import Metrics, Record
     from kprobe_modules.rings import Drained
 
 __all__ = ["Ensemble"]
@@ -97,6 +97,9 @@ class Ensemble:
         )
         self._last_id = 0
         self._housekept = monotonic_ns()
+        self.metrics_interval: float | None = None
+        """Seconds between records of metrics; None for no such records."""
+        self._measured = monotonic_ns()
 
     def close(self) -> None:
         """
@@ -348,6 +351,7 @@ class Ensemble:
         # The symbols and the BTF that attaching looked into; the answers stay.
         self._features.close()
         into += self._guarded("rings", self._intake.refresh)
+        into += self._measure(now)
         for attached in list(self.attached.values()):
             into += self.new_losses(attached)
             into += self._revive(attached)
@@ -357,6 +361,17 @@ class Ensemble:
                     self.scan(attached, resync=True, into=into)
                 except Exception as error:  # noqa: BLE001 - it is tried again in a while
                     into += self._faults.failed(attached.binding.name, "resync", error)
+
+    def _measure(self, now: int) -> list[Record]:
+        """
+        Return the records of metrics, if it is time for them.
+        """
+        interval = self.metrics_interval
+        if interval is None or now - self._measured < interval * 1e9:
+            return []
+        self._measured = now
+        records: list[Record] = []
+        return self._guarded("metrics", lambda: records.extend(self.metrics())) + records
 
     def _guarded(self, where: str, function: Callable[[], object]) -> list[Record]:
         try:
@@ -426,6 +441,28 @@ class Ensemble:
         return []
 
     # -- numbers ----------------------------------------------------------------
+
+    def metrics(self) -> list[Metrics]:
+        """
+        Return what each attached module costs, and what all share.
+        """
+        from kprobe_modules.metrics import MapMetrics, measure, measure_maps, measure_programs
+
+        at, library = self._intake.now(), self._library
+        found = [
+            measure(
+                name,
+                at,
+                self.counts(attached),
+                measure_programs(attached.loaded.loaded_programs(), library),
+                measure_maps(attached.loaded.own_maps(), library),
+            )
+            for name, attached in self.attached.items()
+        ]
+        shared = measure_maps(self._intake.common.fds(), library)
+        shared.append(MapMetrics("rings", None, 0, self._intake.ring_memory))
+        errors = {"errors": self._faults.errors.get(OWN, 0)}
+        return [*found, measure(OWN, at, errors, (), shared)]
 
     def counts(self, attached: AttachedModule) -> dict[str, Any]:
         """

@@ -112,6 +112,17 @@ class Intake:
         }
 
     @property
+    def ring_memory(self) -> int:
+        """
+        Bytes of the perf rings; a BPF ring buffer is a map and accounted for as one.
+        """
+        options, cpus = self.options, len(self.rings.cpus)
+        pages = options.pages + 1 if options.transport == "perf" else 0
+        if self.channel is not None:
+            pages += options.data_pages + 1
+        return pages * PAGE * cpus
+
+    @property
     def drainer(self) -> Drainer:
         """
         The reader of all rings of ``events``.

@@ -284,6 +284,28 @@ class LoadedModule:
             msg = f"{self.plan.manifest.name}: no map named {name!r}; there are {known}"
             raise ObjectError(msg) from None
 
+    def own_maps(self) -> dict[str, int]:
+        """
+        Return the descriptors of the maps that are the module's alone, by name.
+        """
+        common = self.plan.common.names
+        return {
+            name: item.fd
+            for name, item in self._objects[0].maps.items()
+            if name not in common and item.autocreate
+        }
+
+    def loaded_programs(self) -> dict[str, int]:
+        """
+        Return the descriptors of the programs that were loaded, by name.
+        """
+        return {
+            name: program.fd
+            for item in self._objects
+            for name, program in item.programs.items()
+            if program.autoload
+        }
+
     def program(self, name: str) -> BpfProgram:
         """
         Return a program that was loaded.

@@ -59,7 +59,9 @@ class LossCounters:
     """
 
     def __init__(self, spec: ObjectSpec, map_fd: int | None, library: Library) -> None:
-        self._messages = tuple((message.id, message.name) for message in (*spec.messages, *spec.diagnostics))
+        self._messages = tuple(
+            (message.id, message.name) for message in (*spec.messages, *spec.diagnostics)
+        )
         self._fd = map_fd
         self._library = library
         self._reported: dict[tuple[str, int], int] = {}
@@ -115,9 +117,7 @@ class SuppressedLogs:
         """
         if self._fd is None:
             return {}
-        values = bpf_map.lookup_percpu(
-            self._fd, bytes(4), _LOG_STATE.size, library=self._library
-        )
+        values = bpf_map.lookup_percpu(self._fd, bytes(4), _LOG_STATE.size, library=self._library)
         totals = (_LOG_STATE.unpack_from(value)[2] for value in values or ())
         return {cpu: total for cpu, total in enumerate(totals) if total}
 

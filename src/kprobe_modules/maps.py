@@ -145,6 +145,12 @@ class CommonMaps:
         """
         return self._object.maps[name].fd
 
+    def fds(self) -> dict[str, int]:
+        """
+        Return the descriptors of all common maps, by name; they stay ours.
+        """
+        return {spec.name: self.fd(spec.name) for spec in self.spec.maps}
+
     def check(self, module: str, spec: ObjectSpec, expected: Iterable[str]) -> tuple[str, ...]:
         """
         Compare the common maps of a module's object with ours.

@@ -24,6 +24,7 @@ __all__ = [
     "Late",
     "Log",
     "Lost",
+    "Metrics",
     "Record",
     "Stats",
     "Steady",
@@ -145,6 +146,35 @@ class Failure(Record):
     where: str
     """What failed: a handler's method, or ``subscription`` and its callback."""
     error: str
+
+
+@attrs.define
+class Metrics(Record):
+    """
+    What a module does and costs: totals since it was attached.
+    """
+
+    module: str
+    """``collector`` stands for what all share: the common maps."""
+    emitted: int
+    received: int
+    lost: int
+    suppressed: int
+    late: int
+    errors: int
+    stalls: int
+    handler_time: int
+    """Nanoseconds spent on making records of the module's messages."""
+    run_count: int
+    """Runs of its programs, while statistics of programs were on."""
+    run_time: int
+    """Nanoseconds of these runs."""
+    memory: int
+    """Bytes of its programs and own maps in the kernel."""
+    programs: tuple[Any, ...]
+    """`kprobe_modules.metrics.ProgramMetrics` of each that is loaded."""
+    maps: tuple[Any, ...]
+    """`kprobe_modules.metrics.MapMetrics` of each of its own."""
 
 
 @attrs.define

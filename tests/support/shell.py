@@ -68,6 +68,7 @@ def manifest(name, handler):
         common_maps=("events", "data_channel"),
         own_programs=(
             "generate", "generate_none", "generate_ragged", "emit_one", "exhaust_scratch",
+            "log_one", "emit_with_stack",
         ),
         records=(DoorOpened,),
         summary="opens doors",

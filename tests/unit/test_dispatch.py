@@ -32,7 +32,9 @@ def bound(handler: Handler) -> Binding:
 
 def test_every_message_has_a_key() -> None:
     binding = bound(Bare())
-    assert set(binding.slots) == {message_key(7, message.id) for message in SPEC.messages}
+    assert set(binding.slots) == {
+        message_key(7, message.id) for message in (*SPEC.messages, *SPEC.diagnostics)
+    }
     assert message_key(0xFFFF, 0xFFFE) == 0xFFFE_FFFF
 
 

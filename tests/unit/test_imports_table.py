@@ -38,6 +38,7 @@ TABLE = {
     "__main__": "cli",
     "cli": "errors",
     "commands": "attached cli collector config describe doctor errors features hooks libbpf maps "
+    "metrics "
     "objectfile records registry sinks transport",
     "doctor": "capabilities config errors features hooks libbpf manifest maps objectfile "
     "registry rings transport",
@@ -51,9 +52,10 @@ TABLE = {
     "collector": "attached clock delivery dispatch ensemble errors intake libbpf manifest "
     "records registry subscriptions transport",
     "ensemble": "admission attached clock dispatch errors features hooks intake libbpf loader "
-    "manifest records resources rings",
+    "manifest metrics records resources rings",
     "admission": "attached dispatch features handler intake libbpf loader manifest maps "
     "objectfile resources",
+    "metrics": "errors libbpf records",
     "delivery": "dispatch records subscriptions",
     "attached": "dispatch errors hooks libbpf loader losses manifest records",
     "intake": "channel clock errors libbpf maps rings transport",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kprobe_modules.records import Record
     from kprobe_modules.sinks import Output
 
-__all__ = ["Printer", "run"]
+__all__ = ["CHUNK", "Printer", "attach_modules", "run"]
 
 #: Records taken before they are written, so that memory stays bounded.
 CHUNK = 4096
@@ -53,8 +53,11 @@ def run(parsed: argparse.Namespace) -> int:
         raise ConfigError(msg)
     kinds = _record_kinds(names, registry)
     printer = _printer(parsed, kinds, sys.stdout.buffer)
-    with Interrupts() as interrupts, open_collector(chosen, registry) as collector:
-        outcome = _attach(collector, names, chosen)
+    with (
+        Interrupts() as interrupts,
+        open_collector(chosen, registry, metrics=parsed.metrics) as collector,
+    ):
+        outcome = attach_modules(collector, names, chosen)
         if outcome != OK:
             return outcome
         started()
@@ -79,7 +82,7 @@ def run(parsed: argparse.Namespace) -> int:
     return OK
 
 
-def _attach(collector: Collector, names: Iterable[str], chosen: Options) -> int:
+def attach_modules(collector: Collector, names: Iterable[str], chosen: Options) -> int:
     """
     Attach each module; one that fails is reported and the others go on.
 

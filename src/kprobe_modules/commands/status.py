@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kprobe_modules.records import Failure, Late, Log, Lost, Stats, Steady, Suppressed
+from kprobe_modules.records import Failure, Late, Log, Lost, Metrics, Stats, Steady, Suppressed
 from kprobe_modules.sinks.values import readable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAMEWORK", "about", "attached", "say", "totals"]
 
-FRAMEWORK = (Steady, Lost, Late, Log, Suppressed, Failure, Stats)
+FRAMEWORK = (Steady, Lost, Late, Log, Suppressed, Failure, Metrics, Stats)
 """Records that are about the run and not about the host."""
 
 

@@ -31,9 +31,16 @@ def interval_of(options: Options) -> float:
     return DEFAULT_INTERVAL if options.interval is None else options.interval
 
 
-def open_collector(options: Options, registry: Registry) -> Collector:
+def open_collector(
+    options: Options, registry: Registry, *, metrics: float | None = None
+) -> Collector:
     """
     Open a collector as the options say; nothing is attached yet.
+
+    Args:
+        options: what was asked for.
+        registry: where modules are found.
+        metrics: seconds between records of metrics; None for none.
 
     Raises:
         KprobeModulesError: a privilege, a feature or libbpf is missing.
@@ -51,6 +58,7 @@ def open_collector(options: Options, registry: Registry) -> Collector:
         interval=interval_of(options),
         chosen=options.hooks,
         registry=registry,
+        metrics=metrics,
     )
 
 
