@@ -22,7 +22,7 @@ from kprobe_modules.maps import machine_arch
 from kprobe_modules.resources import LoadedResources
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -34,8 +34,12 @@ if TYPE_CHECKING:
     from kprobe_modules.manifest import Manifest
     from kprobe_modules.objectfile import ObjectSpec
     from kprobe_modules.resources import Offers, Sources
+    from kprobe_modules.stacks import Resolver
 
 __all__ = ["Admission"]
+
+STACK_TRACES = "stack_traces"
+"""The tunable with which programs write stacks (bpf/km/stack.h)."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -52,6 +56,8 @@ class Admission:
     chosen: Mapping[str, str]
     """The user's choices of alternatives, ``module.hook`` to what is wanted."""
     proc_root: Path
+    resolver: Callable[[], Resolver]
+    """Gives what names the frames of stacks, made when the first one comes."""
 
     def bring_up(
         self,
@@ -86,7 +92,7 @@ class Admission:
         context = self._context(manifest, spec, module_id, tunables, live, resources)
         undo.callback(self.offers.withdraw, name)
         handler = manifest.handler_class()(context)
-        binding = Binding(name, module_id, spec, handler)
+        binding = Binding(name, module_id, spec, handler, self.resolver)
         # Messages may come as soon as the first hook is live.
         binding.register(self.intake.drainer)
         undo.callback(binding.unregister, self.intake.drainer)
@@ -106,6 +112,8 @@ class Admission:
             )
         )
         undo.callback(loaded.close)
+        if tunables.get(STACK_TRACES):
+            self.resolver().prepare()
         resources.loaded = loaded
         return AttachedModule(loaded, binding, self.library, live)
 

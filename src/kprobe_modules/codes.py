@@ -103,8 +103,9 @@ def find_unions(btf: Btf, suffix: str) -> Iterator[BtfType]:
         union = btf.resolve(btf.type(variable.ref).ref)
         first = btf.resolve(union.members[0].ref) if union.members else None
         if union.kind is not Kind.UNION or first is None or first.kind is not Kind.ENUM:
-            msg = f"{btf.origin}: section {SECTION} holds unions that begin with an enum"
-            raise LayoutError(f"{msg}, found {union}")
+            expected = "expected a union that begins with an enum"
+            msg = f"{btf.origin}: section {SECTION}: {expected}, found {union}"
+            raise LayoutError(msg)
         if first.name.endswith(suffix):
             yield union
 

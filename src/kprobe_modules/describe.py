@@ -33,7 +33,7 @@ def as_dict(spec: ObjectSpec, manifest: Manifest | None = None) -> dict[str, Any
     Keys: ``module``, ``version``, ``summary``, ``arch``, ``license``, ``hooks``
     (in the manifest's order, each with ordered ``alternatives``; one of kind
     ``source`` is read by the handler), ``programs`` (those that serve no hook),
-    ``messages``, ``codes`` (what its programs may log), ``maps``, ``tunables``.  Offsets and sizes are bytes.
+    ``messages``, ``codes`` (of logs), ``maps``, ``tunables``.  Offsets and sizes are bytes.
 
     Raises:
         ObjectError: the manifest names a program that the object lacks.
@@ -107,8 +107,7 @@ def layout_text(spec: ObjectSpec) -> str:
         lines.append(f"{layout.size:6}       {'(tail follows)' if layout.tail else '(end)'}")
     if spec.codes:
         lines += ["", "codes of logs"]
-        rows = [(str(each.id), _logged(_code(each))) for each in spec.codes]
-        lines += _columns(rows, "  ")
+        lines += _code_lines(map(_code, spec.codes))
     for each in spec.maps:
         limits = f"max_entries {each.max_entries}, flags {each.flags:#x}"
         lines += ["", f"map {each.name}: {each.type_name}, {limits}"]

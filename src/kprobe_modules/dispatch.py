@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kprobe_modules.layout import Layout
     from kprobe_modules.objectfile import MessageSpec, ObjectSpec
     from kprobe_modules.rings import Batch, Drained, Drainer
+    from kprobe_modules.stacks import Resolver
 
 __all__ = ["Binding", "Dispatcher", "Faults", "MessageBatch", "message_key"]
 
@@ -238,17 +239,16 @@ def _slots(module: str, spec: ObjectSpec, handler: Handler) -> Iterator[_Slot]:
         raise MissingMessageError(msg)
 
 
-def _diagnostic_slots(module: str, spec: ObjectSpec) -> Iterator[_Slot]:
+def _diagnostic_slots(
+    module: str, spec: ObjectSpec, resolver: Callable[[], Resolver] | None
+) -> Iterator[_Slot]:
     """
     Bind the framework's own messages, for an object whose programs may write them.
     """
     if spec.diagnostics:
-        diagnostics = Diagnostics(module, spec)
+        diagnostics = Diagnostics(module, spec, resolver)
         for message in spec.diagnostics:
-            method = getattr(diagnostics, f"on_{message.name}", None)
-            if method is None:
-                yield _Slot(module, message, None, None, own=True)
-                continue
+            method = getattr(diagnostics, f"on_{message.name}")
             slot = _method_slot(module, message, method)
             slot.own = True
             yield slot
@@ -258,19 +258,33 @@ class Binding:
     """
     One attached module as dispatch knows it: its handler, ids and slots.
 
+    Args:
+        name: of the module.
+        module_id: what its messages bear.
+        spec: its object.
+        handler: its handler.
+        resolver: gives what names the frames of its stacks; None leaves them numbers.
+
     Raises:
         LayoutError: naming every field a handler asks for that no layout has.
         MissingMessageError: when it asks for a message the object lacks.
     """
 
-    def __init__(self, name: str, module_id: int, spec: ObjectSpec, handler: Handler) -> None:
+    def __init__(
+        self,
+        name: str,
+        module_id: int,
+        spec: ObjectSpec,
+        handler: Handler,
+        resolver: Callable[[], Resolver] | None = None,
+    ) -> None:
         self.name = name
         self.module_id = module_id
         self.spec = spec
         self.handler = handler
         self.slots = {
             message_key(module_id, slot.message.id): slot
-            for slot in (*_slots(name, spec, handler), *_diagnostic_slots(name, spec))
+            for slot in (*_slots(name, spec, handler), *_diagnostic_slots(name, spec, resolver))
         }
         self.late = 0
         self.handler_time = 0
@@ -439,6 +453,12 @@ class Dispatcher:
                 after = perf_counter_ns()
             spent[index] += after - before
             before = after
+        self._charge(calls, spent)
+
+    def _charge(self, calls: Sequence[_Call | None], spent: Sequence[int]) -> None:
+        """
+        Add what each batch took, in nanoseconds, to its module's account.
+        """
         for call, time in zip(calls, spent, strict=True):
             if call is not None:
                 self._bindings[call[1].module].handler_time += time

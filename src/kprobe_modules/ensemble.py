@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kprobe_modules.manifest import Manifest
     from kprobe_modules.records import Metrics, Record
     from kprobe_modules.rings import Drained
+    from kprobe_modules.stacks import Resolver
 
 __all__ = ["Ensemble"]
 
@@ -93,8 +94,17 @@ class Ensemble:
         self.attached: dict[str, AttachedModule] = {}
         self.departed: dict[str, dict[str, Any]] = {}
         self._admission = Admission(
-            intake, library, self.dispatcher, self.offers, self._sources, dict(chosen), proc_root
+            intake,
+            library,
+            self.dispatcher,
+            self.offers,
+            self._sources,
+            dict(chosen),
+            proc_root,
+            self._resolver,
         )
+        self._proc_root = proc_root
+        self._stacks: Resolver | None = None
         self._last_id = 0
         self._housekept = monotonic_ns()
         self.metrics_interval: float | None = None
@@ -109,6 +119,16 @@ class Ensemble:
             stack.callback(self._features.close)
             for name in self.attached:
                 stack.callback(self._drop, name)
+
+    def _resolver(self) -> Resolver:
+        """
+        Return what names the frames of stacks, for all modules.
+        """
+        if self._stacks is None:
+            from kprobe_modules.stacks import Resolver
+
+            self._stacks = Resolver(self._proc_root)
+        return self._stacks
 
     def require(self, name: str) -> AttachedModule:
         """

@@ -74,16 +74,17 @@ def measure(
         programs: the module's programs.
         maps: the module's own maps.
     """
-    programs, maps = tuple(programs), tuple(maps)
+    loaded, own = tuple(programs), tuple(maps)
+    memory = sum(each.memory for each in loaded) + sum(each.memory for each in own)
     return Metrics(
         time,
         module,
         **{name: counts.get(name, 0) for name in _COUNTS},
-        run_count=sum(each.run_count for each in programs),
-        run_time=sum(each.run_time for each in programs),
-        memory=sum(each.memory for each in (*programs, *maps)),
-        programs=programs,
-        maps=maps,
+        run_count=sum(each.run_count for each in loaded),
+        run_time=sum(each.run_time for each in loaded),
+        memory=memory,
+        programs=loaded,
+        maps=own,
     )
 
 

@@ -221,8 +221,9 @@ def _check_ids(
     taken = {message.id: message.name for message in diagnostics}
     for message in messages:
         if message.id in taken:
-            msg = f"{btf.origin}: message {message.name} has id {message.id}"
-            raise LayoutError(f"{msg}, which is the framework's {taken[message.id]}")
+            other = f"which is the framework's {taken[message.id]}"
+            msg = f"{btf.origin}: message {message.name} has id {message.id}, {other}"
+            raise LayoutError(msg)
 
 
 def _union_messages(btf: Btf, union: BtfType) -> tuple[MessageSpec, ...]:

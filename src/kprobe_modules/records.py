@@ -26,6 +26,7 @@ __all__ = [
     "Lost",
     "Metrics",
     "Record",
+    "StackTrace",
     "Stats",
     "Steady",
     "Suppressed",
@@ -123,6 +124,30 @@ class Log(Record):
     cpu: int
     arguments: Mapping[str, int | bool | str]
     """By the names that the code declares; an enumerator stands for its number."""
+
+
+@attrs.define
+class StackTrace(Record):
+    """
+    Where the kernel and the process were when a program wrote a message, or a log.
+    """
+
+    module: str
+    message: str
+    """Name of the message; ``bpf_log`` for a log."""
+    message_time: int
+    """Its time; with the CPU, what tells it from others."""
+    cpu: int
+    pid: int
+    """The process on whose behalf the program ran, or whom it interrupted."""
+    tid: int
+    comm: str
+    kernel: tuple[Any, ...]
+    """`kprobe_modules.stacks.Frame`, innermost first; empty if it was not asked for."""
+    user: tuple[Any, ...]
+    """The same of the process, as far as its code keeps frame pointers."""
+    error: str | None
+    """Why a stack that was asked for is not there: a kernel thread has no user stack."""
 
 
 @attrs.define

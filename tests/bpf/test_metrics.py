@@ -102,7 +102,7 @@ def test_entries_are_counted(entries: int) -> None:
     needs.root()
     with Collector() as collector:
         collector.attach(generator.MODULE)
-        fd = collector._intake.common.fd("tgid_info_table")  # noqa: SLF001 - any hash map will do
+        fd = collector._intake.common.fd("tgid_info_table")
         for key in range(entries):
             bpf_map.update(fd, key.to_bytes(4, "little"), bytes(16))
         assert bpf_map.count(fd) == entries

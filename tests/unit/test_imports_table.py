@@ -52,9 +52,9 @@ TABLE = {
     "collector": "attached clock delivery dispatch ensemble errors intake libbpf manifest "
     "records registry subscriptions transport",
     "ensemble": "admission attached clock dispatch errors features hooks intake libbpf loader "
-    "manifest metrics records resources rings",
+    "manifest metrics records resources rings stacks",
     "admission": "attached dispatch features handler intake libbpf loader manifest maps "
-    "objectfile resources",
+    "objectfile resources stacks",
     "metrics": "errors libbpf records",
     "delivery": "dispatch records subscriptions",
     "attached": "dispatch errors hooks libbpf loader losses manifest records",
@@ -62,8 +62,9 @@ TABLE = {
     "channel": "clock errors handler rings",
     "resources": "errors handler libbpf loader records",
     "subscriptions": "dispatch errors records",
-    "dispatch": "decode diagnostics errors handler layout objectfile records rings rows",
-    "diagnostics": "errors records spec",
+    "dispatch": "decode diagnostics errors handler layout objectfile records rings rows stacks",
+    "diagnostics": "decode errors records spec stacks",
+    "stacks": "errors",
     "loader": "errors features hooks libbpf manifest maps objectfile tunable",
     "transport": "errors libbpf rings",
     "losses": "libbpf objectfile",

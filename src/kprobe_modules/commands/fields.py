@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kprobe_modules.records import Failure, Late, Log, Lost, Metrics, Stats, Steady, Suppressed
+from kprobe_modules.records import (
+    Failure,
+    Late,
+    Log,
+    Lost,
+    Metrics,
+    StackTrace,
+    Stats,
+    Steady,
+    Suppressed,
+)
 from kprobe_modules.registry import Registry
 
 if TYPE_CHECKING:
@@ -21,7 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["field_types", "run"]
 
 #: What the framework itself may say about a module.
-FRAMEWORK: tuple[type[Record], ...] = (Steady, Lost, Late, Log, Suppressed, Failure, Metrics, Stats)
+FRAMEWORK: tuple[type[Record], ...] = (
+    Steady,
+    Lost,
+    Late,
+    Log,
+    StackTrace,
+    Suppressed,
+    Failure,
+    Metrics,
+    Stats,
+)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -9,7 +9,17 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kprobe_modules.records import Failure, Late, Log, Lost, Metrics, Stats, Steady, Suppressed
+from kprobe_modules.records import (
+    Failure,
+    Late,
+    Log,
+    Lost,
+    Metrics,
+    StackTrace,
+    Stats,
+    Steady,
+    Suppressed,
+)
 from kprobe_modules.sinks.values import readable
 
 if TYPE_CHECKING:
@@ -18,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAMEWORK", "about", "attached", "say", "totals"]
 
-FRAMEWORK = (Steady, Lost, Late, Log, Suppressed, Failure, Metrics, Stats)
+FRAMEWORK = (Steady, Lost, Late, Log, StackTrace, Suppressed, Failure, Metrics, Stats)
 """Records that are about the run and not about the host."""
 
 
@@ -54,7 +64,7 @@ def attached(status: ModuleStatus) -> str:
     return "; ".join(parts)
 
 
-def about(record: Record) -> str | None:
+def about(record: Record) -> str | None:  # noqa: PLR0911 - one per kind of record
     """
     Return the line for a record of the framework; None for any other.
     """
@@ -66,6 +76,11 @@ def about(record: Record) -> str | None:
         said = ", ".join(f"{name}={value}" for name, value in record.arguments.items())
         where = f"{record.file}:{record.line} on CPU {record.cpu}"
         return f"{record.module}: {record.code}{f' ({said})' if said else ''} at {where}"
+    if isinstance(record, StackTrace):
+        stacks = [" < ".join(map(str, each)) for each in (record.kernel, record.user) if each]
+        stacks += [record.error] if record.error else []
+        whom = f"{record.comm}[{record.tid}]"
+        return f"{record.module}: stack of {record.message} in {whom}: {' | '.join(stacks)}"
     if isinstance(record, Suppressed):
         return f"{record.module}: {record.count} logs too many on CPU {record.cpu}"
     if isinstance(record, Failure):
