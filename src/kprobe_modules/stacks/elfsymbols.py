@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-__all__ = ["ElfSymbols", "read_symbols"]
+__all__ = ["ElfSymbols", "prepare", "read_symbols"]
 
 _STT_FUNC: Final = 2
 _STT_GNU_IFUNC: Final = 10
@@ -70,6 +70,13 @@ class ElfSymbols:
         Return the function at a linked address, and how far into it that is.
         """
         return self._table.find(address)
+
+
+def prepare() -> None:
+    """
+    Import what reads ELF files: some 40 ms, which nobody pays who has no stacks.
+    """
+    import elftools.elf.elffile  # noqa: F401
 
 
 def read_symbols(stream: BinaryIO) -> ElfSymbols | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kprobe_modules.stacks import mappings
-from kprobe_modules.stacks.elfsymbols import ElfSymbols, read_symbols
+from kprobe_modules.stacks.elfsymbols import ElfSymbols, prepare, read_symbols
 from kprobe_modules.stacks.frame import Frame
 from kprobe_modules.stacks.kernel import KernelSymbols
 
@@ -52,6 +52,7 @@ class Resolver:
         Do now what takes long the first time.
         """
         self._kernel.prepare()
+        prepare()
 
     def kernel(self, addresses: Sequence[int]) -> tuple[Frame, ...]:
         """
