@@ -530,7 +530,8 @@ class Collector:
         Let the kernel count runs and run time of all its BPF programs, until closed.
 
         Each run of each program of the machine, also of others', then reads the
-        clock twice: some tens of nanoseconds.  A context manager.
+        clock twice: some tens of nanoseconds, 200 where a virtual machine's clock is
+        slow to read.  A context manager.
 
         Raises:
             PrivilegeError: CAP_SYS_ADMIN is missing.
