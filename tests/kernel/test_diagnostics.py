@@ -39,19 +39,27 @@ def descriptor(name: str) -> int:
     raise AssertionError(msg)
 
 
-def fill(fd: int) -> None:
+class Filler:
     """
-    Insert until there is no room left.
+    Fills a map, again and again: what was inserted before stays.
     """
-    value = bytes(bpf_map.info(fd).value_size)
 
-    def insert_all() -> None:
-        for key in itertools.count(FIRST):
-            bpf_map.update(fd, key.to_bytes(4, "little"), value)
+    def __init__(self, name: str) -> None:
+        self._fd = descriptor(name)
+        self._value = bytes(bpf_map.info(self._fd).value_size)
+        self._keys = itertools.count(FIRST)
 
-    with pytest.raises(KernelError) as refused:
-        insert_all()
-    assert refused.value.errno == errno.E2BIG
+    def fill(self) -> None:
+        """
+        Insert until there is no room left.
+        """
+        with pytest.raises(KernelError) as refused:
+            self._insert()
+        assert refused.value.errno == errno.E2BIG
+
+    def _insert(self) -> None:
+        for key in self._keys:
+            bpf_map.update(self._fd, key.to_bytes(4, "little"), self._value)
 
 
 @pytest.mark.parametrize("transport", ["perf", "ringbuf"])
@@ -59,7 +67,7 @@ def test_a_full_map_is_logged_by_the_program_that_finds_it_full(transport: str) 
     needs.root()
     with Collector(["processes"], rings=RingOptions(transport=transport)) as collector:
         collector.flush()
-        room = descriptor(SHARED)
+        table = Filler(SHARED)
         pids: set[int] = set()
         logs: list[Log] = []
         records = []
@@ -67,7 +75,7 @@ def test_a_full_map_is_logged_by_the_program_that_finds_it_full(transport: str) 
         while not pids & {each.arguments["key"] for each in logs}:
             assert monotonic() < deadline, "no fork found the map full"
             # Whatever ends meanwhile leaves room.
-            fill(room)
+            table.fill()
             with subprocess.Popen(["/bin/true"]) as child:
                 pids.add(child.pid)
             records += collector.flush()
@@ -99,13 +107,13 @@ def test_the_stacks_of_a_fork_that_is_logged(transport: str, tmp_path: Path) -> 
         assert process.stdout is not None
         collector.attach("processes", stack_traces=3, log_burst=1000)
         collector.flush()
-        room = descriptor(SHARED)
+        table = Filler(SHARED)
         stacks: list[StackTrace] = []
         deadline = monotonic() + 120
         while len(stacks) < 3:
             assert monotonic() < deadline, "no fork found the map full"
             # Whatever ends meanwhile leaves room.
-            fill(room)
+            table.fill()
             process.stdin.write("\n")
             process.stdin.flush()
             child = int(process.stdout.readline())
