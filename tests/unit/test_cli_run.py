@@ -208,3 +208,22 @@ def test_loss_is_a_record_and_a_line_of_status(shell: Shell) -> None:
     assert counts["emitted"] == counts["received"] + counts["lost"]
     first = lost[0]
     assert f"doors: lost {first['count']} {first['message']} on CPU {first['cpu']}" in done.stderr
+
+
+def test_metrics_come_by_interval(shell: Shell) -> None:
+    needs.root()
+    done = shell("run", "doors", "-j", "--metrics", "1", "--timeout", "3.5")
+
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    metrics = [each for each in records if each["record"] == "metrics"]
+    assert {each["module"] for each in metrics} == {"doors", "collector"}
+    (program,) = [each for each in metrics[0]["programs"] if each["name"] == "generate"]
+    assert program.keys() >= {"run_count", "run_time", "missed", "instructions", "memory"}
+
+
+def test_too_short_an_interval_of_metrics_is_wrong_usage(shell: Shell) -> None:
+    done = shell("run", "doors", "--metrics", "0.5")
+
+    assert done.returncode == 2
+    assert "seconds, 1 or more, value: '0.5'" in done.stderr
