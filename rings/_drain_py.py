@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 from kprobe_modules.rings._walk_py import WORD, open_walker
+from kprobe_modules.rings.batch import Batch
 from kprobe_modules.rings.framing import (
     DEFAULT_BUDGET,
     LARGEST_BUDGET,
@@ -37,25 +38,6 @@ __all__ = ["Batch", "Drainer"]
 _LARGEST_CPU = 65535
 _TIME = Struct("<Q")
 _by_order = itemgetter(0)
-
-
-class Batch(bytes):
-    """
-    Messages of one type as contiguous rows.
-
-    Bytes, as that is how a class of Python 3.11 can export a buffer.
-    """
-
-    key: int
-    count: int  # type: ignore[assignment]  # rows; bytes.count is not missed
-    stride: int
-    tails: Tails | None
-
-    def __repr__(self) -> str:
-        """
-        Show what it holds, not the rows.
-        """
-        return f"<Batch key={self.key:#x} count={self.count} stride={self.stride}>"
 
 
 @attrs.define(eq=False)

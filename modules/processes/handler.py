@@ -57,7 +57,7 @@ class ProcessesHandler(Handler):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._table = ProcessTable()
-        self._procfs = Procfs(context.proc_root)
+        self._procfs = Procfs(context.proc_root, context.observe)
         self._suspects: dict[tuple[int, int], int] = {}
         """Processes that a resync did not find, and since when."""
         context.provide("process_table", self._table)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["Procfs", "Stat", "split_arguments"]
@@ -59,13 +60,29 @@ def split_arguments(raw: bytes) -> tuple[str, ...]:
     return tuple(raw.decode("utf-8", "replace").split("\0"))
 
 
+def _look(_what: str, look: Callable[[], bytes]) -> bytes:
+    return look()
+
+
+def _privileged() -> bytes:
+    return b"yes" if os.geteuid() == 0 else b"no"
+
+
 class Procfs:
     """
     A mounted procfs.
+
+    Args:
+        root: where it is mounted.
+        observe: through which it is read, see `kprobe_modules.api.Context`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, observe: Callable[[str, Callable[[], bytes]], bytes] = _look
+    ) -> None:
         self._root = str(root)
+        self._observe = observe
+        self._privileged = self._seen("privileged", _privileged) == b"yes"
 
     def is_hosts(self) -> bool:
         """
@@ -101,7 +118,7 @@ class Procfs:
                 threads=int(fields[17]),
                 start_ticks=int(fields[19]),
                 # The kernel shows 0 to those who may not trace the process.
-                status=int(fields[49]) or (0 if os.geteuid() == 0 else None),
+                status=int(fields[49]) or (0 if self._privileged else None),
             )
         except (IndexError, ValueError):
             return None
@@ -128,19 +145,23 @@ class Procfs:
         return self._link(f"{pid}/exe")
 
     def _link(self, path: str) -> str:
-        try:
-            return os.readlink(f"{self._root}/{path}")  # noqa: PTH115 - three times as fast
-        except OSError:
-            return ""
+        def look() -> bytes:
+            return os.fsencode(os.readlink(f"{self._root}/{path}"))  # noqa: PTH115 - three times as fast
+
+        return os.fsdecode(self._seen(path, look))
 
     def _read(self, pid: int, name: str, size: int) -> bytes:
-        try:
+        def look() -> bytes:
             fd = os.open(f"{self._root}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return b""
+            try:
+                return os.read(fd, size)
+            finally:
+                os.close(fd)
+
+        return self._seen(f"{pid}/{name}", look)
+
+    def _seen(self, what: str, look: Callable[[], bytes]) -> bytes:
         try:
-            return os.read(fd, size)
+            return self._observe(what, look)
         except OSError:
             return b""
-        finally:
-            os.close(fd)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kprobe_modules.features import Features
     from kprobe_modules.handler import DataChunk
     from kprobe_modules.intake import Intake
+    from kprobe_modules.journal import Journal
     from kprobe_modules.libbpf import Library
     from kprobe_modules.manifest import Manifest
     from kprobe_modules.objectfile import ObjectSpec
@@ -58,6 +59,7 @@ class Admission:
     proc_root: Path
     resolver: Callable[[], Resolver]
     """Gives what names the frames of stacks, made when the first one comes."""
+    journal: Journal
 
     def bring_up(
         self,
@@ -89,7 +91,9 @@ class Admission:
             undo.callback(self.intake.leave_channel, module_id)
         live: dict[str, str] = {}
         resources = LoadedResources(name, self.library)
-        context = self._context(manifest, spec, module_id, tunables, live, resources)
+        context = self.journal.context(
+            self._context(manifest, spec, module_id, tunables, live, resources)
+        )
         undo.callback(self.offers.withdraw, name)
         handler = manifest.handler_class()(context)
         binding = Binding(name, module_id, spec, handler, self.resolver)

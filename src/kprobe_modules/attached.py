@@ -15,14 +15,13 @@ from kprobe_modules.libbpf import Link
 from kprobe_modules.losses import COUNTERS_MAP, LOG_STATE_MAP, LossCounters, SuppressedLogs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from kprobe_modules.dispatch import Binding
     from kprobe_modules.hooks import Choice
     from kprobe_modules.libbpf import Library
     from kprobe_modules.loader import Closeable, LoadedModule
     from kprobe_modules.manifest import Alternative, Manifest
-    from kprobe_modules.records import Record
 
 __all__ = ["AttachedModule", "ModuleStatus"]
 
@@ -113,7 +112,7 @@ class AttachedModule:
         self,
         step: int,
         drain: Callable[[], None],
-        queue: Callable[[Iterable[Record]], None],
+        ask: Callable[[str], None],
     ) -> None:
         """
         Make everything that exists report itself.
@@ -121,7 +120,7 @@ class AttachedModule:
         Args:
             step: how many entities an iterator reports at a time.
             drain: called between steps, so that no ring fills up.
-            queue: takes records that the handler found by itself.
+            ask: asks the handler what it finds by itself, for the hook of that name.
         """
         for choice in self.loaded.choices:
             alternative = choice.alternative
@@ -129,7 +128,7 @@ class AttachedModule:
                 continue
             handler = self.binding.handler
             if alternative.source:
-                queue(handler.scan(choice.hook.name))
+                ask(choice.hook.name)
             elif choice.attach_point.startswith("iter/"):
                 for surroundings in handler.surroundings(choice.hook.name):
                     with surroundings, self._links(alternative) as links:

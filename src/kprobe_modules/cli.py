@@ -157,6 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(prog=parser.prog, dest="command", metavar="COMMAND")
     _add_run(commands)
     _add_top(commands)
+    _add_capture(commands)
+    _add_replay(commands)
     _add_list(commands)
     _add_describe(commands)
     _add_fields(commands)
@@ -165,8 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# argparse has no public name for what add_subparsers returns.
+# argparse has no public names for what add_subparsers and add_argument_group return.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+Group: TypeAlias = "argparse._ArgumentGroup"  # noqa: SLF001
 
 
 def _command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
@@ -217,11 +220,42 @@ def _add_run(commands: Commands) -> None:
     parser = _command(commands, "run", "attach modules and print their records")
     parser.add_argument("names", nargs="*", metavar="MODULE", help="modules; the same as -m")
     _add_options(parser)
+    _add_output(parser)
+    _add_selection(parser)
+    group = parser.add_argument_group("capture")
+    group.add_argument("--capture", metavar="FILE", help="also write what replay can read")
+    _add_rotation(group)
+    _add_end(parser)
+
+
+def _add_capture(commands: Commands) -> None:
+    parser = _command(commands, "capture", "write what the rings deliver to a file, for replay")
+    parser.add_argument("capture", metavar="FILE", help="where to; what was there is lost")
+    parser.set_defaults(names=[])
+    _add_options(parser)
+    _add_output(parser, default="none")
+    _add_selection(parser)
+    _add_rotation(parser.add_argument_group("size"))
+    _add_end(parser)
+
+
+def _add_replay(commands: Commands) -> None:
+    parser = _command(commands, "replay", "print the records of a capture, without privileges")
+    parser.add_argument("file", metavar="FILE", help="the newest file of a capture")
+    parser.add_argument("-m", "--modules", metavar="LIST", help="these modules only, with commas")
+    _add_output(parser)
+    _add_selection(parser)
+    group = parser.add_argument_group("end of the replay")
+    _add_limit(group)
+
+
+def _add_output(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o", "--output", choices=("columns", "json", "jsonpretty", "none"), default=None
     )
     group.add_argument("-j", dest="json", action="store_true", help="the same as -o json")
+    parser.set_defaults(default_output=default or "columns")
     group.add_argument("--fields", metavar="LIST", help="these fields only, in this order")
     when = group.add_mutually_exclusive_group()
     when.add_argument("-T", "--time", action="store_true", help="times as HH:MM:SS")
@@ -239,7 +273,10 @@ def _add_run(commands: Commands) -> None:
         metavar="S",
         help="a record of each module's work and cost every S seconds, 1 or more",
     )
-    group = parser.add_argument_group("selection")
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("selection of what is printed")
     group.add_argument("-p", "--pid", metavar="PID[,PID]", help="records with these pids")
     group.add_argument("-u", "--uid", metavar="UID[,UID]", help="records with these uids")
     group.add_argument("-n", "--comm", metavar="REGEX", help="records of commands like this")
@@ -250,8 +287,32 @@ def _add_run(commands: Commands) -> None:
         metavar="EXPR",
         help="FIELD OP VALUE with == != >= > <= < ~ !~; all of them must hold",
     )
+
+
+def _add_rotation(group: Group) -> None:
+    group.add_argument(
+        "--max-size",
+        type=_size,
+        default=64 << 20,
+        metavar="BYTES",
+        help="begin the next file at this size, as 64M; default 64M",
+    )
+    group.add_argument(
+        "--rotate",
+        type=_files,
+        default=4,
+        metavar="N",
+        help="keep N older files, as FILE.1 and so on; default 4",
+    )
+
+
+def _add_end(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("end of the run")
     group.add_argument("--timeout", type=_seconds, metavar="S", help="stop after S seconds")
+    _add_limit(group)
+
+
+def _add_limit(group: Group) -> None:
     group.add_argument(
         "--max-records", type=_count, metavar="N", help="stop after N records on the output"
     )
@@ -329,8 +390,25 @@ def _count(text: str) -> int:
     return value
 
 
+def _files(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 1000:  # noqa: PLR2004 - each is looked for when a file is full
+        raise ValueError
+    return value
+
+
+def _size(text: str) -> int:
+    unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:].upper(), 0)
+    value = int(text[:-1] if unit else text) << unit
+    if value < 4096:  # noqa: PLR2004 - room for the heading and layouts of a file
+        raise ValueError
+    return value
+
+
 # argparse names the converter in its message: "invalid seconds value: 'x'".
 _seconds.__name__ = "seconds"
 _count.__name__ = "count"
 _long_enough.__name__ = "seconds, 1 or more,"
 _delay.__name__ = "seconds, 0.1 or more,"
+_files.__name__ = "number of files"
+_size.__name__ = "size (from 4K)"

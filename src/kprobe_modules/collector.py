@@ -25,6 +25,7 @@ from kprobe_modules.dispatch import Faults
 from kprobe_modules.ensemble import Ensemble
 from kprobe_modules.errors import ConfigError, ModuleStateError, NotSupportedError, PrivilegeError
 from kprobe_modules.intake import Intake
+from kprobe_modules.journal import Journal
 from kprobe_modules.libbpf import find
 from kprobe_modules.records import Stats
 from kprobe_modules.registry import Registry
@@ -64,6 +65,8 @@ class Collector:
         metrics: seconds, one or more, between `Metrics` records of each module; None
             for none.  The runs of programs are counted too where we may
             (`count_runs`).
+        journal: is told what handlers are given, as a `kprobe_modules.capture.Capture`
+            is; it stays the caller's to close, after the collector.
 
     Raises:
         LibbpfNotFoundError, PrivilegeError, LoadError, RingError, AttachError.
@@ -85,6 +88,7 @@ class Collector:
         proc_root: Path = Path("/proc"),
         backlog: int = BACKLOG,
         metrics: float | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if metrics is not None and metrics < 1:
             msg = f"metrics is {metrics} seconds, expected 1 or more"
@@ -101,6 +105,7 @@ class Collector:
         self._intake = Intake(rings or RingOptions(), library, clock)
         self._faults = Faults(self._intake.now)
         self._delivery = Delivery(backlog, self._intake.wake)
+        self._journal = journal or Journal()
         self._ensemble = Ensemble(
             self._intake,
             library,
@@ -108,6 +113,7 @@ class Collector:
             faults=self._faults,
             chosen=chosen or {},
             proc_root=proc_root,
+            journal=self._journal,
         )
         try:
             if metrics is not None:
@@ -508,7 +514,9 @@ class Collector:
             totals = {
                 name: {**counts, "discarded": discarded[name]} for name, counts in totals.items()
             }
-            return Stats(self._intake.now(), "collector", totals)
+            stats = Stats(self._intake.now(), "collector", totals)
+            self._journal.totals(stats)
+            return stats
 
     def metrics(self) -> list[Metrics]:
         """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from time import monotonic_ns, perf_counter_ns
@@ -212,7 +213,7 @@ def _one_by_one(
     return start, call
 
 
-def _slots(module: str, spec: ObjectSpec, handler: Handler) -> Iterator[_Slot]:
+def _slots(module: str, spec: ObjectSpec, handler: Handler, *, complete: bool) -> Iterator[_Slot]:
     problems: list[str] = []
     for message in spec.messages:
         method = getattr(handler, f"on_{message.name}", None)
@@ -231,7 +232,7 @@ def _slots(module: str, spec: ObjectSpec, handler: Handler) -> Iterator[_Slot]:
         raise LayoutError("; ".join(problems))
     known = {message.name for message in spec.messages}
     wanted = {name[3:] for name in dir(handler) if name.startswith("on_")} | set(handler.direct)
-    if wanted - known:
+    if complete and wanted - known:
         msg = (
             f"{module}: the handler wants messages {', '.join(sorted(wanted - known))}; "
             f"the object has {', '.join(sorted(known))}"
@@ -259,11 +260,12 @@ class Binding:
     One attached module as dispatch knows it: its handler, ids and slots.
 
     Args:
-        name: of the module.
+        name: the module's.
         module_id: what its messages bear.
         spec: its object.
-        handler: its handler.
+        handler: takes its messages.
         resolver: gives what names the frames of its stacks; None leaves them numbers.
+        complete: whether the object must have every message that the handler takes.
 
     Raises:
         LayoutError: naming every field a handler asks for that no layout has.
@@ -277,6 +279,8 @@ class Binding:
         spec: ObjectSpec,
         handler: Handler,
         resolver: Callable[[], Resolver] | None = None,
+        *,
+        complete: bool = True,
     ) -> None:
         self.name = name
         self.module_id = module_id
@@ -284,7 +288,10 @@ class Binding:
         self.handler = handler
         self.slots = {
             message_key(module_id, slot.message.id): slot
-            for slot in (*_slots(name, spec, handler), *_diagnostic_slots(name, spec, resolver))
+            for slot in (
+                *_slots(name, spec, handler, complete=complete),
+                *_diagnostic_slots(name, spec, resolver),
+            )
         }
         self.late = 0
         self.handler_time = 0
@@ -501,11 +508,24 @@ class Dispatcher:
             if record.module in self._scanning and getattr(record, "existing", False):
                 self._bindings[record.module].existing += 1
 
-    def steady(self, name: str, *, resync: bool) -> Steady:
+    def scan(self, binding: Binding, hook: str) -> list[Record]:
         """
-        Return the record that ends a scan.
+        Return what a handler finds by itself.
+
+        Raises:
+            Exception: whatever the handler raises.
         """
-        return Steady(self._now(), name, self._bindings[name].existing, resync)
+        records = list(binding.handler.scan(hook))
+        self.note_existing(records)
+        return records
+
+    def steady(self, binding: Binding, *, resync: bool) -> list[Record]:
+        """
+        Return what a handler says at the end of a scan, and the record that ends it.
+        """
+        records = self.call(binding, "steady", partial(binding.handler.steady, resync=resync))
+        records.append(Steady(self._now(), binding.name, binding.existing, resync))
+        return records
 
     def _late(self, drained: Drained) -> list[Record]:
         records: list[Record] = []

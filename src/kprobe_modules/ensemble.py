@@ -27,13 +27,14 @@ from kprobe_modules.records import Lost, Suppressed
 from kprobe_modules.resources import Offers, Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from kprobe_modules.attached import AttachedModule
     from kprobe_modules.clock import Clock
     from kprobe_modules.dispatch import Faults
     from kprobe_modules.hooks import Choice
+    from kprobe_modules.journal import Journal
     from kprobe_modules.libbpf import Library
     from kprobe_modules.manifest import Manifest
     from kprobe_modules.records import Metrics, Record
@@ -66,6 +67,7 @@ class Ensemble:
         faults: counts what goes wrong.
         chosen: the user's choices of alternatives, ``module.hook`` to what is wanted.
         proc_root: where procfs is mounted, for handlers.
+        journal: is told what handlers are given.
 
     Attributes:
         attached: in the order of attaching.
@@ -82,8 +84,10 @@ class Ensemble:
         faults: Faults,
         chosen: Mapping[str, str],
         proc_root: Path,
+        journal: Journal,
     ) -> None:
         self._intake = intake
+        self._journal = journal
         self._library = library
         self._clock = clock
         self._faults = faults
@@ -102,7 +106,9 @@ class Ensemble:
             dict(chosen),
             proc_root,
             self._resolver,
+            journal,
         )
+        journal.opened(intake.now, faults)
         self._proc_root = proc_root
         self._stacks: Resolver | None = None
         self._last_id = 0
@@ -167,18 +173,21 @@ class Ensemble:
             raise ModuleStateError(msg)
         self._faults.forget(name)
         with ExitStack() as undo:
-            attached = self._admission.bring_up(
-                manifest, tunables, self._new_id(), self._features, undo
+            bring_up = partial(
+                self._admission.bring_up, manifest, tunables, self._new_id(), self._features, undo
             )
+            attached = self._journal.join(name, bring_up)
             self.attached[name] = attached
             undo.pop_all()
         try:
-            attached.binding.handler.attached()
+            self._journal.carry("attached", name, partial(_begin, attached))
             self.scan(attached, resync=False, into=into)
         except BaseException:
             self._drop(name)
             self.departed.pop(name, None)
+            self._journal.note("refused", name)
             raise
+        self._journal.note("admitted", name)
         self.departed.pop(name, None)
         return attached
 
@@ -224,9 +233,13 @@ class Ensemble:
             stack.callback(attached.binding.unregister, self._intake.drainer)
             stack.callback(attached.loaded.close)
             attached.loaded.unlink()
-            records += self.dispatcher.call(
-                attached.binding, "detached", attached.binding.handler.detached
+            detached = partial(
+                self.dispatcher.call,
+                attached.binding,
+                "detached",
+                attached.binding.handler.detached,
             )
+            records += self._journal.carry("detached", name, detached)
             self.departed[name] = self.counts(attached)
         return records
 
@@ -251,22 +264,24 @@ class Ensemble:
             if self._intake.crowded():
                 into.extend(self._take_until(monotonic_ns() - SLACK_NS))
 
-        def queue(records: Iterable[Record]) -> None:
-            found = list(records)
-            self.dispatcher.note_existing(found)
-            into.extend(found)
+        def ask(hook: str) -> None:
+            find = partial(self.dispatcher.scan, attached.binding, hook)
+            into.extend(self._journal.carry("scan", name, find, hook=hook))
 
-        self.dispatcher.scanning(name, on=True)
+        self._scanning(name, on=True)
         try:
-            attached.scan(self._intake.scan_step, drain, queue)
+            attached.scan(self._intake.scan_step, drain, ask)
             into += self.drain_until(monotonic_ns())
         finally:
-            self.dispatcher.scanning(name, on=False)
-        steady = partial(attached.binding.handler.steady, resync=resync)
-        into += self.dispatcher.call(attached.binding, "steady", steady)
-        into.append(self.dispatcher.steady(name, resync=resync))
+            self._scanning(name, on=False)
+        steady = partial(self.dispatcher.steady, attached.binding, resync=resync)
+        into += self._journal.carry("steady", name, steady, resync=resync)
         attached.resync_wanted = False
         attached.resynced_at = monotonic_ns()
+
+    def _scanning(self, name: str, *, on: bool) -> None:
+        self.dispatcher.scanning(name, on=on)
+        self._journal.note("scanning", name, on=on)
 
     # -- draining -------------------------------------------------------------
 
@@ -291,7 +306,8 @@ class Ensemble:
                 return records
 
     def _dispatch(self, drained: Drained) -> list[Record]:
-        records = self.dispatcher.dispatch(drained)
+        dispatch = partial(self.dispatcher.dispatch, drained)
+        records = self._journal.carry("drained", "", dispatch, drained=drained)
         records += self._note(drained)
         return records
 
@@ -304,7 +320,7 @@ class Ensemble:
             self._housekept = min(self._housekept, soon)
         if drained.malformed:
             error = RingError(f"{drained.malformed} malformed messages")
-            return self._faults.failed(OWN, "rings", error)
+            return self._journal.told(self._faults.failed(OWN, "rings", error))
         return []
 
     def cycle(self, into: list[Record]) -> None:
@@ -344,7 +360,8 @@ class Ensemble:
         for module, source, read in self._sources.readable():
             attached = self.attached[module]
             errors = self._faults.errors.get(module, 0)
-            into += self.dispatcher.call(attached.binding, source, read)
+            call = partial(self.dispatcher.call, attached.binding, source, read)
+            into += self._journal.carry("source", module, call, source=source)
             if self._faults.errors.get(module, 0) != errors:
                 self._sources.rest(module, source)
         into += self._ticks()
@@ -360,7 +377,8 @@ class Ensemble:
             if now >= attached.next_tick:
                 attached.next_tick = now + int(handler.tick_interval * 1e9)
                 tick = partial(handler.tick, self._intake.now())
-                records += self.dispatcher.call(attached.binding, "tick", tick)
+                call = partial(self.dispatcher.call, attached.binding, "tick", tick)
+                records += self._journal.carry("tick", attached.binding.name, call)
         return records
 
     # -- keeping house ----------------------------------------------------------
@@ -380,7 +398,9 @@ class Ensemble:
                 try:
                     self.scan(attached, resync=True, into=into)
                 except Exception as error:  # noqa: BLE001 - it is tried again in a while
-                    into += self._faults.failed(attached.binding.name, "resync", error)
+                    into += self._journal.told(
+                        self._faults.failed(attached.binding.name, "resync", error)
+                    )
 
     def _measure(self, now: int) -> list[Record]:
         """
@@ -391,13 +411,14 @@ class Ensemble:
             return []
         self._measured = now
         records: list[Record] = []
-        return self._guarded("metrics", lambda: records.extend(self.metrics())) + records
+        failures = self._guarded("metrics", lambda: records.extend(self.metrics()))
+        return failures + self._journal.told(records)
 
     def _guarded(self, where: str, function: Callable[[], object]) -> list[Record]:
         try:
             function()
         except (KprobeModulesError, OSError) as error:
-            return self._faults.failed(OWN, where, error)
+            return self._journal.told(self._faults.failed(OWN, where, error))
         return []
 
     def new_losses(self, attached: AttachedModule) -> list[Record]:
@@ -417,7 +438,7 @@ class Ensemble:
         told: list[Record] = [*losses]
         for cpu, count in attached.logs.new().items():
             told.append(Suppressed(at, attached.binding.name, cpu, count))
-        return told
+        return self._journal.told(told)
 
     def _revive(self, attached: AttachedModule) -> list[Record]:
         """
@@ -439,6 +460,7 @@ class Ensemble:
             if choice.hook.name in arrived:
                 records += self._supplement(attached, choice)
         attached.note_live()
+        self._journal.note("live", attached.binding.name, live=dict(attached.live))
         return records
 
     def _supplement(self, attached: AttachedModule, choice: Choice) -> list[Record]:
@@ -455,7 +477,9 @@ class Ensemble:
                     choice, alternative=None, attach_point="", rejected=(*choice.rejected, refusal)
                 )
             )
-            return self._faults.failed(attached.binding.name, choice.hook.name, error)
+            return self._journal.told(
+                self._faults.failed(attached.binding.name, choice.hook.name, error)
+            )
         attached.resync_wanted = True
         attached.resynced_at = 0
         return []
@@ -504,3 +528,11 @@ class Ensemble:
             "errors": self._faults.errors.get(name, 0),
             "stalls": self._faults.stalls.get(name, 0),
         }
+
+
+def _begin(attached: AttachedModule) -> list[Record]:
+    """
+    Let a handler do what it does once all its hooks are live.
+    """
+    attached.binding.handler.attached()
+    return []

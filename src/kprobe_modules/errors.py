@@ -21,6 +21,7 @@ Every exception this package raises, in one tree.
     ├── PrivilegeError         a capability is missing
     ├── RingError              a ring cannot be opened or is corrupt
     ├── DecodeError            bytes do not fit the layout they claim
+    ├── CaptureError           a file is no capture, or cannot be replayed
     └── ModuleStateError       attach or detach in the wrong state
 
 Factored out of the rooms that raise them so that no import is circular.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttachError",
     "BtfError",
+    "CaptureError",
     "ConfigError",
     "DecodeError",
     "IncompatibleMapError",
@@ -241,6 +243,12 @@ class RingError(KprobeModulesError, OSError):
 class DecodeError(KprobeModulesError, ValueError):
     """
     Bytes do not fit the layout they claim.
+    """
+
+
+class CaptureError(KprobeModulesError, ValueError):
+    """
+    A file is no capture, is of a newer version, or does not suit the modules here.
     """
 
 

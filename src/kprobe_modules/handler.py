@@ -85,6 +85,10 @@ class MapAccess(Protocol):
         """
 
 
+def _look(_what: str, look: Callable[[], bytes]) -> bytes:
+    return look()
+
+
 @attrs.frozen(eq=False, repr=False)
 class Context:
     """
@@ -110,6 +114,13 @@ class Context:
     """``map(name)``: one of the module's own or common maps, once it is loaded."""
     program_fd: Callable[[str], int]
     """``program_fd(name)``: descriptor of one of its programs, once it is loaded."""
+    observe: Callable[[str, Callable[[], bytes]], bytes] = _look
+    """``observe(what, look)``: what *look* returns, or the `OSError` it raises.
+
+    Whatever a handler reads that is no message, a file of ``/proc`` or what its source
+    says, it reads through this, in the thread that called it: a capture keeps what was
+    seen, and a replay gives it back without looking.  *what* names it for that; asked
+    twice within one call, it is answered in the same order."""
 
     @property
     def log(self) -> Logger:

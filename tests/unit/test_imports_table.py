@@ -37,9 +37,8 @@ TABLE = {
     # for people
     "__main__": "cli",
     "cli": "errors",
-    "commands": "attached cli collector config describe doctor errors features hooks libbpf maps "
-    "metrics "
-    "objectfile records registry sinks transport",
+    "commands": "attached capture cli collector config describe doctor errors features hooks "
+    "journal libbpf maps metrics objectfile records registry sinks transport",
     "doctor": "capabilities config errors features hooks libbpf manifest maps objectfile "
     "registry rings transport",
     "config": "errors",
@@ -49,13 +48,16 @@ TABLE = {
     "subscriptions transport",
     "api": "decode errors handler libbpf manifest records",
     # the composing rooms
-    "collector": "attached clock delivery dispatch ensemble errors intake libbpf manifest "
+    "capture": "attached dispatch errors handler journal layout records registry resources rings "
+    "spec",
+    "collector": "attached clock delivery dispatch ensemble errors intake journal libbpf manifest "
     "records registry subscriptions transport",
-    "ensemble": "admission attached clock dispatch errors features hooks intake libbpf loader "
-    "manifest metrics records resources rings stacks",
-    "admission": "attached dispatch features handler intake libbpf loader manifest maps "
+    "ensemble": "admission attached clock dispatch errors features hooks intake journal libbpf "
+    "loader manifest metrics records resources rings stacks",
+    "admission": "attached dispatch features handler intake journal libbpf loader manifest maps "
     "objectfile resources stacks",
     "metrics": "errors libbpf records",
+    "journal": "attached dispatch handler records",
     "delivery": "dispatch records subscriptions",
     "attached": "dispatch errors hooks libbpf loader losses manifest records",
     "intake": "channel clock errors libbpf maps rings transport",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from time import monotonic
 from typing import IO, TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from kprobe_modules import config
 from kprobe_modules.cli import FAILURE, OK, started, status_of
 from kprobe_modules.commands import matching, options, status
 from kprobe_modules.commands.watching import Interrupts, interval_of, open_collector
-from kprobe_modules.errors import ConfigError, KprobeModulesError, RegistryError
+from kprobe_modules.errors import CaptureError, ConfigError, KprobeModulesError, RegistryError
 from kprobe_modules.records import field_names
 from kprobe_modules.registry import Registry
 from kprobe_modules.sinks import discard
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
+    from kprobe_modules.capture import Capture
     from kprobe_modules.collector import Collector
     from kprobe_modules.commands.matching import Condition
     from kprobe_modules.config import Options
     from kprobe_modules.records import Record
     from kprobe_modules.sinks import Output
 
-__all__ = ["CHUNK", "Printer", "attach_modules", "run"]
+__all__ = ["CHUNK", "Printer", "attach_modules", "make_printer", "run"]
 
 #: Records taken before they are written, so that memory stays bounded.
 CHUNK = 4096
@@ -51,35 +53,80 @@ def run(parsed: argparse.Namespace) -> int:
     if not names:
         msg = "no module to attach: none is registered, or all are disabled"
         raise ConfigError(msg)
-    kinds = _record_kinds(names, registry)
-    printer = _printer(parsed, kinds, sys.stdout.buffer)
-    with (
-        Interrupts() as interrupts,
-        open_collector(chosen, registry, metrics=parsed.metrics) as collector,
-    ):
+    printer = make_printer(parsed, names, registry)
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        capture = _capture(parsed, stack)
+        collector = stack.enter_context(
+            open_collector(chosen, registry, metrics=parsed.metrics, journal=capture)
+        )
         outcome = attach_modules(collector, names, chosen)
         if outcome != OK:
             return outcome
         started()
-        deadline = None if parsed.timeout is None else monotonic() + parsed.timeout
-        output = None if printer.sink is discard else sys.stdout.fileno()
-        while not (interrupts.requested or printer.full):
-            records = collector.poll(CHUNK)
-            printer.print(records)
-            left = interval_of(chosen)
-            if deadline is not None:
-                left = min(left, deadline - monotonic())
-                if left <= 0:
-                    break
-            if len(records) < CHUNK and not printer.full:
-                interrupts.wait(collector.fileno(), left, output)
+        _watch(collector, printer, interrupts, parsed.timeout, interval_of(chosen), capture)
         printer.print(collector.flush())
         stats = collector.stats()
     if parsed.stats:
         printer.end(stats)
     for line in status.totals(stats, printer.written):
         status.say(line)
+    if capture is not None:
+        _conclude(parsed.capture, capture)
     return OK
+
+
+def _watch(
+    collector: Collector,
+    printer: Printer,
+    interrupts: Interrupts,
+    timeout: float | None,
+    interval: float,
+    capture: Capture | None,
+) -> None:
+    """
+    Print records until it is time to stop.
+    """
+    deadline = None if timeout is None else monotonic() + timeout
+    output = None if printer.sink is discard else sys.stdout.fileno()
+    while not (interrupts.requested or printer.full):
+        records = collector.poll(CHUNK)
+        printer.print(records)
+        left = interval
+        if deadline is not None:
+            left = min(left, deadline - monotonic())
+            if left <= 0:
+                return
+        if capture is not None and capture.error is not None:
+            return
+        if len(records) < CHUNK and not printer.full:
+            interrupts.wait(collector.fileno(), left, output)
+
+
+def _conclude(path: str, capture: Capture) -> None:
+    """
+    Say what became of a capture.
+
+    Raises:
+        CaptureError: it could not be written.
+    """
+    if capture.error is not None:
+        msg = f"{path}: the capture is incomplete: {capture.error.strerror}"
+        raise CaptureError(msg)
+    status.say(f"{path}: {capture.written} bytes written")
+
+
+def _capture(parsed: argparse.Namespace, stack: ExitStack) -> Capture | None:
+    """
+    Open the capture that is wanted, to be closed after the collector.
+    """
+    if parsed.capture is None:
+        return None
+    from kprobe_modules.capture import Capture
+
+    return stack.enter_context(
+        Capture(parsed.capture, max_size=parsed.max_size, rotate=parsed.rotate)
+    )
 
 
 def attach_modules(collector: Collector, names: Iterable[str], chosen: Options) -> int:
@@ -182,10 +229,25 @@ def _record_kinds(names: Iterable[str], registry: Registry) -> tuple[type[Record
     return tuple(kinds)
 
 
+def make_printer(parsed: argparse.Namespace, names: Iterable[str], registry: Registry) -> Printer:
+    """
+    Make what prints records as the options want it, on standard output.
+
+    Args:
+        parsed: the options.
+        names: the modules whose records may come.
+        registry: where they are found.
+
+    Raises:
+        ConfigError: an option makes no sense.
+    """
+    return _printer(parsed, _record_kinds(names, registry), sys.stdout.buffer)
+
+
 def _printer(
     parsed: argparse.Namespace, kinds: Sequence[type[Record]], stream: IO[bytes]
 ) -> Printer:
-    output = parsed.output or ("json" if parsed.json else "columns")
+    output = parsed.output or ("json" if parsed.json else parsed.default_output)
     if parsed.json and output != "json":
         msg = f"-j: expected no -o, or -o json, found -o {output}"
         raise ConfigError(msg)

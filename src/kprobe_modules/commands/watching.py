@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kprobe_modules.collector import Collector
     from kprobe_modules.config import Options
+    from kprobe_modules.journal import Journal
     from kprobe_modules.registry import Registry
 
 __all__ = ["Interrupts", "interval_of", "open_collector"]
@@ -32,7 +33,11 @@ def interval_of(options: Options) -> float:
 
 
 def open_collector(
-    options: Options, registry: Registry, *, metrics: float | None = None
+    options: Options,
+    registry: Registry,
+    *,
+    metrics: float | None = None,
+    journal: Journal | None = None,
 ) -> Collector:
     """
     Open a collector as the options say; nothing is attached yet.
@@ -59,6 +64,7 @@ def open_collector(
         chosen=options.hooks,
         registry=registry,
         metrics=metrics,
+        journal=journal,
     )
 
 
