@@ -11,6 +11,7 @@
 #   make check                              lint, types, format, architecture, generated files
 #   make format                             what `make check` would ask for and a tool can do
 #   make bpf                                compile the BPF objects, write the layouts
+#   make captures                           make the golden captures of tests/unit/captures anew, in guests
 #   make bench                              the figures, also in build/bench.json
 #   make clean
 #
@@ -25,7 +26,7 @@ C_SOURCES = $$(git ls-files --cached --others --exclude-standard '*.c' '*.h')
 PYTHON_SOURCES := src modules rings tests tools setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-bpf test-kernel test-vm vm check check-lint check-types check-c check-imports check-generated format bpf bench clean
+.PHONY: help run test test-unit test-bpf test-kernel test-vm vm check check-lint check-types check-c check-imports check-generated format bpf captures bench clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -108,6 +109,16 @@ format: $(VENV)/.dev
 bpf: $(VENV)/.run
 	@$(INSTALL) bpf
 	$(PY) tools/build_bpf.py
+
+# Small captures of synthetic workloads, from each kernel (or KERNEL), and what handlers make of them.
+captures: $(VENV)/.dev
+	@$(INSTALL) vm peers
+	@set -e; for kernel in $(or $(KERNEL),$$($(PY) -m tests.vm list | cut -d' ' -f1)); do \
+	    rm -rf build/captures; mkdir -p build/captures; \
+	    $(PY) -m tests.vm run --kernel $$kernel --share build/captures --timeout 900 -- \
+	        "cd '$(CURDIR)' && $(PY) -m tests.support.captures make '$(CURDIR)/build/captures' $$kernel"; \
+	    cp build/captures/*.kmc build/captures/*.json tests/unit/captures/; \
+	done
 
 bench: $(VENV)/.dev
 	$(PY) -m tests.bench

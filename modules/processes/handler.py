@@ -22,7 +22,7 @@ from kprobe_modules.modules.processes.records import (
     ProcessStarted,
     ThreadExited,
 )
-from kprobe_modules.modules.processes.table import Process, ProcessTable
+from kprobe_modules.modules.processes.table import ALIVE_COUNT, Process, ProcessTable
 
 from kprobe_modules.api import Handler, text
 
@@ -376,6 +376,13 @@ class ProcessesHandler(Handler):
         Forget the dead, and end those that nobody has seen ending.
         """
         self._table.expire(now)
+        if self._table.forgotten:
+            self.context.log.warning(
+                "%d processes were forgotten, as more than %d are alive",
+                self._table.forgotten,
+                ALIVE_COUNT,
+            )
+            self._table.forgotten = 0
         if not self._suspects:
             return ()
         records: list[Record] = []

@@ -26,6 +26,10 @@ GRACE_COUNT = 8192
 """How many ended processes are kept at most."""
 
 
+ALIVE_COUNT = 1 << 16
+"""How many living processes are kept at most: as many as ``tgid_info_table`` holds."""
+
+
 @attrs.define(eq=False)
 class Process:
     """
@@ -49,9 +53,14 @@ class Process:
 class ProcessTable:
     """
     Processes by pid.
+
+    Attributes:
+        forgotten: living processes that had to make room for others; what is heard of
+            one of them starts it anew.
     """
 
     def __init__(self) -> None:
+        self.forgotten = 0
         self._alive: dict[int, Process] = {}
         # In the order of their ends; by identity, as a pid may end more than once.
         self._ended: OrderedDict[tuple[int, int], Process] = OrderedDict()
@@ -89,6 +98,9 @@ class ProcessTable:
         Enter a process that is alive.
         """
         self._alive[process.pid] = process
+        if len(self._alive) > ALIVE_COUNT:
+            del self._alive[next(iter(self._alive))]
+            self.forgotten += 1
 
     def end(self, process: Process, now: int) -> None:
         """

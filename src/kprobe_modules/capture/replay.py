@@ -168,7 +168,8 @@ class Replay:
                 if step.kind == "refused":
                     held = [record for record in held if record.module != admitting]
                 admitting = None
-                yield held
+                if held:
+                    yield held
                 held = []
         if held:
             yield held

@@ -90,9 +90,15 @@ class Series:
         self._pending.append(step)
         self._pending_size += len(step)
         if self._pending_size >= BLOCK_SIZE or now - self._pending_since >= FLUSH_NS:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """
+        Bring what is pending to the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         if not self._pending:
             return
         raw = blocks.encode(Block(STEPS, b"".join(self._pending)))
@@ -150,7 +156,7 @@ class Series:
         if self._file is None:
             return
         try:
-            self._flush()
+            self.flush()
         finally:
             self._close_file()
 
