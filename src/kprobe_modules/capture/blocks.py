@@ -33,7 +33,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-__all__ = ["HEADING", "PREAMBLE", "STEPS", "VERSION", "Block", "Part", "encode", "part_path"]
+__all__ = [
+    "HEADING",
+    "LARGEST_BLOCK",
+    "PREAMBLE",
+    "STEPS",
+    "VERSION",
+    "Block",
+    "Part",
+    "encode",
+    "part_path",
+]
 
 #: As in PNG: what a transfer in text mode would spoil is in front.
 MAGIC: Final = b"\x89KMC\r\n\x1a\n"
@@ -51,7 +61,7 @@ STEPS: Final = 2
 
 _RAW, _ZLIB = 0, 1
 
-LARGEST_BLOCK: Final = 64 << 20
+LARGEST_BLOCK: Final = 256 << 20
 """Bytes when inflated: a damaged file must not ask for all memory."""
 
 LEVEL: Final = 1

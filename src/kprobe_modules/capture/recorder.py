@@ -57,6 +57,8 @@ class Capture(Journal):
     def __init__(self, path: Path | str, *, max_size: int = 64 << 20, rotate: int = 4) -> None:
         self.error: OSError | None = None
         self._series = Series(path, _heading(), max_size=max_size, rotate=rotate)
+        self._trouble: list[Record] = []
+        """What to report with the next records."""
         self._step: Step | None = None
         self._thread = 0
         self._now: Callable[[], int] = int
@@ -153,7 +155,8 @@ class Capture(Journal):
             raise
         finally:
             self._step = None
-        trouble = self._end(step, records, before, facts)
+        self._end(step, records, before, facts)
+        trouble, self._trouble = self._trouble, []
         return records + trouble if trouble else records
 
     def note(self, kind: str, module: str, **facts: object) -> None:
@@ -191,38 +194,38 @@ class Capture(Journal):
 
     def _end(
         self, step: Step, records: list[Record], errors: int, facts: dict[str, object]
-    ) -> list[Record]:
+    ) -> None:
         drained = facts.pop("drained", None)
         if isinstance(drained, Drained):
             if not (drained.records or drained.late or records):
-                return []
+                return
             facts, step.body = drains.to_plain(drained)
         step.facts = facts
         step.errors = self._errors() - errors
         step.told = [
             (place, record) for place, record in enumerate(records) if isinstance(record, Failure)
         ]
-        trouble = self._write(step, preamble=step.kind == "attached")
+        self._write(step, preamble=step.kind == "attached")
         if step.kind == "detached":
             self._series.forget(step.module)
-        return trouble
 
-    def _write(self, step: Step, *, preamble: bool = False) -> list[Record]:
+    def _write(self, step: Step, *, preamble: bool = False) -> None:
         """
-        Write a step; return what there is to report if that fails.
+        Write a step, or end the capture.
         """
         if self.error is not None:
-            return []
+            return
         raw = steps.encode(step)
         try:
             self._series.write(raw, monotonic_ns())
         except OSError as error:
             self.error = error
             self._series.abandon()
-            return [Failure(self._now(), "collector", "capture", f"the capture ends here: {error}")]
+            text = f"the capture ends here: {error}"
+            self._trouble.append(Failure(self._now(), "collector", "capture", text))
+            return
         if preamble:
             self._series.remember(step.module, raw)
-        return []
 
 
 def _heading() -> dict[str, Any]:

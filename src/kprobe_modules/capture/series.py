@@ -5,6 +5,7 @@ The files of one capture: as they are written, rotated, and read again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import suppress
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kprobe_modules.capture import blocks
-from kprobe_modules.capture.blocks import HEADING, PREAMBLE, STEPS, Block, Part, part_path
+from kprobe_modules.capture.blocks import (
+    HEADING,
+    LARGEST_BLOCK,
+    PREAMBLE,
+    STEPS,
+    Block,
+    Part,
+    part_path,
+)
 from kprobe_modules.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -84,6 +93,8 @@ class Series:
         Raises:
             OSError: the file cannot be written.
         """
+        if len(step) + BLOCK_SIZE > LARGEST_BLOCK:
+            raise OSError(errno.EFBIG, f"a step of {len(step)} bytes is larger than any block")
         if not self._pending:
             self._pending_since = now
             self._before = [step for steps in self._modules.values() for step in steps]
