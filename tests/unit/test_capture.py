@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kprobe_modules.modules.processes import MODULE
 from kprobe_modules.modules.processes.handler import ProcessesHandler
 
-from kprobe_modules import Registry
+from kprobe_modules import Registry, cli
 from kprobe_modules.capture import Replay, blocks, drains, steps
 from kprobe_modules.capture.blocks import PREAMBLE, STEPS, Block, Part
 from kprobe_modules.capture.layouts import from_plain, to_plain
@@ -102,8 +102,6 @@ def test_everything_before_a_cut_is_usable(tmp_path: Path) -> None:
 
 
 def test_a_cut_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from kprobe_modules import cli
-
     raw = copied(tmp_path / "whole.kmc").read_bytes()
     cut = tmp_path / "cut.kmc"
     cut.write_bytes(raw[:-5])
@@ -417,3 +415,36 @@ def test_neither_privileges_nor_libbpf_are_needed() -> None:
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == GOLDEN.with_suffix(".json").read_bytes()
+
+
+# -- the commands --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["replay", "/nonexistent"], 1, "No such file or directory: '/nonexistent'"),
+        (["replay", __file__], 1, "not a capture: expected it to begin with b'\\x89KMC"),
+        (["replay", str(GOLDEN), "-m", "doors"], 2, "-m: expected modules out of processes"),
+        (["replay", str(GOLDEN), "--filter", "colour==1"], 2, "no record has a field 'colour'"),
+        (["run", "--capture", "/nonexistent/c.kmc"], 1, "No such file or directory"),
+        (["capture", "/nonexistent/c.kmc"], 1, "No such file or directory"),
+        (["capture", "/dev/full"], 1, "No space left on device"),
+    ],
+)
+def test_what_goes_wrong_is_said(
+    arguments: list[str], status: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == status
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert said in printed.err
+    assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", ["", "K", "100", "-1M", "1T", "1.5M"])
+def test_a_size_that_is_none_is_refused(size: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["capture", "c.kmc", f"--max-size={size}"])
+    assert ended.value.code == 2
+    assert f"invalid size (from 4K) value: '{size}'" in capfd.readouterr().err

@@ -68,7 +68,11 @@ class Series:
         self._file: int | None = None
         self._size = 0
         self._empty = True
-        self._open([])
+        try:
+            self._open([])
+        except OSError:
+            self._close_file()
+            raise
 
     def remember(self, module: str, step: bytes) -> None:
         """
