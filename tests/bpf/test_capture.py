@@ -244,6 +244,28 @@ def test_what_a_handler_sees_is_seen_again(tmp_path: Path) -> None:
     assert check(path, records, manifest).unanswered == 0
 
 
+def test_what_rotation_has_left_is_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "c.kmc"
+    with (
+        Capture(path, max_size=120_000, rotate=2) as capture,
+        Collector(journal=capture) as collector,
+    ):
+        collector.attach(generator.MODULE)
+        records = collector.flush()
+        for _ in range(40):
+            generate(collector, 3001)
+            records += collector.flush()
+        collector.detach("generator")
+        assert capture.written > 480_000
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["c.kmc", "c.kmc.1", "c.kmc.2"]
+    assert all(file.stat().st_size <= 120_000 for file in files)
+    replay, again = replayed(path, generator.MODULE)
+    assert replay.missing > 0
+    assert len(again) > 3001
+    assert lines(records).endswith(lines(again))
+
+
 class Refused(generator.GeneratorHandler):
     """
     Emits, then finds that it cannot go on.

@@ -105,6 +105,14 @@ def test_parsing_arguments_imports_no_framework(shell: Shell) -> None:
     assert done.stdout.strip() == "['kprobe_modules.cli']"
 
 
+def test_a_run_without_a_capture_does_not_import_it() -> None:
+    code = (
+        "import sys, kprobe_modules.commands.run, kprobe_modules.collector;"
+        "assert 'kprobe_modules.capture' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_config_check_says_where_each_value_is_from(shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('enable = ["doors"]\npages = 8\n[modules.doors]\nkind = 3\n')

@@ -163,7 +163,8 @@ class Capture(Journal):
         """
         Note what concerns a module.
         """
-        self._write(Step(kind, module, self._now(), dict(facts)))
+        step = Step(kind, module, self._now(), dict(facts))
+        self._write(step, preamble=kind in {"admitted", "live"})
         if kind == "refused":
             self._series.forget(module)
 
