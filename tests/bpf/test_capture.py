@@ -19,7 +19,8 @@ import pytest
 from kprobe_modules import Collector, Registry, RingOptions, ensemble
 from kprobe_modules.api import Alternative, Hook, Record
 from kprobe_modules.capture import Capture, Replay
-from kprobe_modules.records import Failure, Lost, Steady
+from kprobe_modules.libbpf import test_run
+from kprobe_modules.records import Failure, Log, Lost, Metrics, Steady, Suppressed
 from kprobe_modules.sinks.jsonl import JsonLines
 from tests.support import generator
 from tests.support.generator import emit_one, generate
@@ -84,6 +85,26 @@ def test_the_same_records_of_many_messages(tmp_path: Path, transport: str) -> No
     assert replay.unanswered == 0
     assert replay.totals is not None
     assert lines([replay.totals]) == lines([stats])
+
+
+def test_logs_and_metrics_are_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.kmc"
+    with Capture(path) as capture, Collector(journal=capture, metrics=1) as collector:
+        collector.attach(generator.MODULE, log_burst=5)
+        handler = collector.find("generator")
+        assert isinstance(handler, generator.GeneratorHandler)
+        records: list[Record] = []
+        deadline = monotonic() + 5
+        for _ in range(17):
+            test_run(handler.context.program_fd("log_one"), cpu=0)
+        while not any(isinstance(record, Metrics) for record in records):
+            assert monotonic() < deadline
+            records += collector.poll(timeout=0.2)
+        records += collector.flush()
+    kinds = {type(record) for record in records}
+    assert {Log, Metrics, Suppressed} <= kinds
+    _, again = replayed(path, generator.MODULE)
+    assert lines(again[-len(records) :]) == lines(records)
 
 
 def test_payload_of_the_data_channel_is_in_it(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ TABLE = {
     "subscriptions transport",
     "api": "decode errors handler libbpf manifest records",
     # the composing rooms
-    "capture": "attached dispatch errors handler journal layout records registry resources rings "
-    "spec",
+    "capture": "attached codes dispatch errors handler journal layout records registry resources "
+    "rings sinks spec",
     "collector": "attached clock delivery dispatch ensemble errors intake journal libbpf manifest "
     "records registry subscriptions transport",
     "ensemble": "admission attached clock dispatch errors features hooks intake journal libbpf "

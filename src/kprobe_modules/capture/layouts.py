@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kprobe_modules.codes import Argument, Code, Site
 from kprobe_modules.errors import CaptureError
 from kprobe_modules.layout import Field, Layout
 from kprobe_modules.spec import MessageSpec, ObjectSpec
@@ -27,23 +28,27 @@ _DEFAULTS = {
 
 def to_plain(spec: ObjectSpec) -> dict[str, Any]:
     """
-    Return an object's name, architecture and messages as JSON has them.
+    Return an object's name, architecture, messages and logs as JSON has them.
     """
     return {
         "name": spec.name,
         "arch": spec.arch,
         "license": spec.license,
-        "messages": [
-            {
-                "name": message.name,
-                "id": message.id,
-                "struct": message.layout.name,
-                "size": message.layout.size,
-                "fields": [_field_to_plain(field) for field in message.layout.fields],
-                "tail": message.layout.tail and _field_to_plain(message.layout.tail),
-            }
-            for message in spec.messages
-        ],
+        "messages": [_message_to_plain(message) for message in spec.messages],
+        "diagnostics": [_message_to_plain(message) for message in spec.diagnostics],
+        "codes": [attrs.asdict(code) for code in spec.codes],
+        "sites": [[number, site.file, site.line] for number, site in spec.sites.items()],
+    }
+
+
+def _message_to_plain(message: MessageSpec) -> dict[str, Any]:
+    return {
+        "name": message.name,
+        "id": message.id,
+        "struct": message.layout.name,
+        "size": message.layout.size,
+        "fields": [_field_to_plain(field) for field in message.layout.fields],
+        "tail": message.layout.tail and _field_to_plain(message.layout.tail),
     }
 
 
@@ -58,7 +63,7 @@ def _field_to_plain(field: Field) -> dict[str, Any]:
 
 def from_plain(plain: Mapping[str, Any]) -> ObjectSpec:
     """
-    Return the object that `to_plain` was given, as far as messages are concerned.
+    Return the object that `to_plain` was given, as far as it concerns what is read.
 
     Raises:
         CaptureError: it is no such thing, or its fields contradict each other.
@@ -69,6 +74,12 @@ def from_plain(plain: Mapping[str, Any]) -> ObjectSpec:
             arch=plain["arch"],
             license=str(plain["license"]),
             messages=tuple(_message(message) for message in plain["messages"]),
+            diagnostics=tuple(_message(message) for message in plain.get("diagnostics", ())),
+            codes=tuple(_code(code) for code in plain.get("codes", ())),
+            sites={
+                int(number): Site(str(file), int(line))
+                for number, file, line in plain.get("sites", ())
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         msg = f"layouts are damaged: {type(error).__name__}: {error}"
@@ -87,6 +98,19 @@ def _message(plain: Mapping[str, Any]) -> MessageSpec:
         position = field.offset + field.size
     layout = Layout(str(plain["struct"]), size, fields, None if tail is None else _field(tail))
     return MessageSpec(name, int(plain["id"]), layout)
+
+
+def _code(plain: Mapping[str, Any]) -> Code:
+    arguments = tuple(
+        Argument(
+            **{
+                **argument,
+                "values": tuple((str(name), int(value)) for name, value in argument["values"]),
+            }
+        )
+        for argument in plain["arguments"]
+    )
+    return Code(str(plain["name"]), int(plain["id"]), arguments)
 
 
 def _field(plain: Mapping[str, Any]) -> Field:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from kprobe_modules.errors import CaptureError
-from kprobe_modules.records import Failure, Lost, Stats, as_dict
+from kprobe_modules.records import Failure, Lost, Metrics, Stats, Suppressed, as_dict
+from kprobe_modules.sinks.values import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,9 @@ __all__ = ["Observation", "Step", "decode", "encode"]
 
 _SIZES = struct.Struct("<II")
 
-_TOLD: Final[dict[str, type[Record]]] = {kind.record: kind for kind in (Failure, Lost, Stats)}
+_TOLD: Final[dict[str, type[Record]]] = {
+    kind.record: kind for kind in (Failure, Lost, Metrics, Stats, Suppressed)
+}
 """What depends on clocks and counters of the kernel, and is kept as it was said."""
 
 
@@ -94,7 +97,7 @@ def encode(step: Step) -> bytes:
     if step.observed:
         head["observed"] = [_observed(each, parts) for each in step.observed]
     if step.told:
-        head["told"] = [[place, as_dict(record)] for place, record in step.told]
+        head["told"] = [[place, plain(as_dict(record))] for place, record in step.told]
     if step.errors:
         head["errors"] = step.errors
     text = json.dumps(head, separators=(",", ":")).encode()

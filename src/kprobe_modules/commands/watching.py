@@ -46,6 +46,7 @@ def open_collector(
         options: what was asked for.
         registry: where modules are found.
         metrics: seconds between records of metrics; None for none.
+        journal: is told what handlers are given; None for nobody.
 
     Raises:
         KprobeModulesError: a privilege, a feature or libbpf is missing.
