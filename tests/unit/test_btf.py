@@ -9,7 +9,7 @@ import struct
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kprobe_modules import btf
@@ -232,7 +232,6 @@ def test_enumerators_and_array_lengths_are_part_of_a_shape():
     ]
 
 
-@settings(deadline=None)  # other tests may share the machine
 @given(st.binary(max_size=300))
 def test_random_types_end_in_an_answer_or_an_error(body):
     strings = b"\0ab\0"
@@ -240,7 +239,6 @@ def test_random_types_end_in_an_answer_or_an_error(body):
     ask_everything(head + body + strings)
 
 
-@settings(deadline=None)  # other tests may share the machine
 @given(st.data())
 def test_mutated_types_end_in_an_answer_or_an_error(data):
     mutated = bytearray(every_kind().to_bytes())

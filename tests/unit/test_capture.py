@@ -111,7 +111,6 @@ def test_a_cut_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert "bytes is incomplete; what stands before it was replayed" in said
 
 
-@settings(deadline=None)
 @given(at=st.integers(0, GOLDEN.stat().st_size - 1), flip=st.integers(1, 255))
 def test_damage_is_found_and_what_is_before_it_is_used(at: int, flip: int) -> None:
     raw = bytearray(GOLDEN.read_bytes())
@@ -198,7 +197,7 @@ _steps = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(_steps, max_size=3))
 def test_steps_come_back(given_: list[Step]) -> None:
     assert list(steps.decode(b"".join(map(steps.encode, given_)))) == given_

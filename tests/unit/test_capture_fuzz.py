@@ -127,7 +127,7 @@ def streams(draw: st.DrawFn, path: Path) -> list[list[Message] | Step]:
 
 
 @pytest.mark.parametrize("module", sorted(PATHS))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_no_stream_makes_a_handler_raise(module: str, data: st.DataObject) -> None:
     path = PATHS[module]

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kprobe_modules import config
@@ -43,7 +43,6 @@ def test_defaults_ask_for_every_module_over_perf_rings_in_order() -> None:
     assert config.select(options, ["b", "a"]) == ("a", "b")
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(present=st.sets(st.sampled_from(LAYERS)))
 def test_the_strongest_layer_that_speaks_wins(
     tmp_path_factory: pytest.TempPathFactory, present: set[str]
@@ -68,7 +67,6 @@ NAMES = st.lists(st.sampled_from("abc"), unique=True)
 CHOICE = st.fixed_dictionaries({}, optional={"enable": NAMES, "disable": NAMES})
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(weak=CHOICE, strong=CHOICE)
 def test_the_strongest_voice_on_enabling_is_heard(
     weak: dict[str, list[str]], strong: dict[str, list[str]]
@@ -232,7 +230,6 @@ def test_a_module_that_is_not_registered_is_named() -> None:
     )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     raw=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

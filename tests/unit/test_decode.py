@@ -12,7 +12,7 @@ import weakref
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kprobe_modules import btf, decode
@@ -50,7 +50,6 @@ def rows(count):
     )
 
 
-@settings(deadline=None)  # other tests may share the machine
 @given(strategies.messages, st.data())
 def test_any_fields_in_any_order(message, data):
     made = laid_out(message)
@@ -67,7 +66,6 @@ def test_any_fields_in_any_order(message, data):
     assert list(decode.bind(made, names, "test")(memoryview(buffer))) == expected
 
 
-@settings(deadline=None)  # other tests may share the machine
 @given(strategies.messages, st.integers(1, 40), st.integers(0, 3))
 def test_rows_may_be_further_apart(message, more, count):
     made = laid_out(message)

@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kprobe_modules.doctor import kernel
@@ -292,7 +292,6 @@ def test_an_empty_host_is_described_without_raising(tmp_path: Path) -> None:
     }
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     content=st.binary(max_size=200),
     name=st.sampled_from(

@@ -6,7 +6,7 @@ Layouts of messages: fields, padding, tails, and what no message may hold.
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kprobe_modules import btf
@@ -162,7 +162,6 @@ def test_structs_that_double_at_each_level_are_refused():
         layout(btf.parse(writer.to_bytes()), outer)
 
 
-@settings(deadline=None)  # other tests may share the machine
 @given(strategies.messages)
 def test_random_layouts_are_as_declared(message):
     writer = BtfWriter()
@@ -179,7 +178,6 @@ def parsed(writer):
     return btf.parse(writer.to_bytes())
 
 
-@settings(deadline=None)  # other tests may share the machine
 @given(strategies.messages, st.data())
 def test_numpy_reads_the_same(message, data):
     needs.package("numpy")

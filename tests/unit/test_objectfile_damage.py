@@ -24,7 +24,7 @@ CONTENTS = {path.name: path.read_bytes() for path in OBJECTS}
 #: Seconds of our own CPU time; an intact object takes some milliseconds.
 SOON = 2.0
 
-bounded = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+bounded = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read_soon(data: bytes) -> bool:

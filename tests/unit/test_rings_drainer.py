@@ -265,9 +265,7 @@ def play(twin: Any, writers: list[Writer], script: list[tuple[Any, ...]]) -> Non
             check_rings(drainer, writers, model)
 
 
-played = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+played = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -314,7 +312,7 @@ def test_both_kinds_of_ring_drain_together(
 
 @pytest.mark.parametrize("twin", TWINS)
 @given(st.binary(max_size=600), st.integers(0, 80), st.sampled_from([-8, 0]), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_noise_is_counted_and_left_behind(
     twin: Any, noise: bytes, words: int, start: int, merge: Any
 ) -> None:

@@ -13,7 +13,7 @@ import time
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kprobe_modules.records import Lost, Record, Stats, Steady
@@ -127,7 +127,6 @@ def test_pretty_json_is_the_same_object() -> None:
 TEXT = st.text() | st.binary().map(os.fsdecode) | st.text(st.characters(categories=["Cs"]))
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(comm=TEXT, argv=st.lists(TEXT).map(tuple), pid=st.integers())
 def test_json_is_one_line_of_strict_utf8_whatever_a_process_calls_itself(
     comm: str, argv: tuple[str, ...], pid: int
@@ -240,7 +239,6 @@ def test_a_name_cannot_speak_to_the_terminal() -> None:
     assert "\\x1b[2J\\n" in shown[1]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     value=st.recursive(
         TEXT | st.binary() | st.integers() | st.none(),
