@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kprobe_modules.records import (
-    Failure,
-    Late,
-    Log,
-    Lost,
-    Metrics,
-    StackTrace,
-    Stats,
-    Steady,
-    Suppressed,
-)
+from kprobe_modules.commands.status import FRAMEWORK
 from kprobe_modules.registry import Registry
 
 if TYPE_CHECKING:
@@ -29,19 +19,6 @@ if TYPE_CHECKING:
     from kprobe_modules.records import Record
 
 __all__ = ["field_types", "run"]
-
-#: What the framework itself may say about a module.
-FRAMEWORK: tuple[type[Record], ...] = (
-    Steady,
-    Lost,
-    Late,
-    Log,
-    StackTrace,
-    Suppressed,
-    Failure,
-    Metrics,
-    Stats,
-)
 
 
 def run(parsed: argparse.Namespace) -> int:

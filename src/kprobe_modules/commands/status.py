@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAMEWORK", "about", "attached", "say", "totals"]
 
-FRAMEWORK = (Steady, Lost, Late, Log, StackTrace, Suppressed, Failure, Metrics, Stats)
+FRAMEWORK: tuple[type[Record], ...] = (
+    Steady,
+    Lost,
+    Late,
+    Log,
+    StackTrace,
+    Suppressed,
+    Failure,
+    Metrics,
+    Stats,
+)
 """Records that are about the run and not about the host."""
 
 
