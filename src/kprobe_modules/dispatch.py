@@ -382,7 +382,7 @@ class Dispatcher:
         """
         records: list[Record] = []
         calls = self._calls(drained)
-        if not (_all_direct(calls) and self._make_records(calls, drained.sequence, records)):
+        if not (_all_direct(calls) and self._make_records(calls, drained, records)):
             self._call_handlers(self._calls(drained), drained, records)
         self.note_existing(records)
         records += self._late(drained)
@@ -402,31 +402,20 @@ class Dispatcher:
         return calls
 
     def _make_records(
-        self, calls: Sequence[_Call | None], sequence: Sequence[int], records: list[Record]
+        self, calls: Sequence[_Call | None], drained: Drained, records: list[Record]
     ) -> bool:
         """
         Do without handlers; False, and nothing is done, if a record cannot be made.
         """
         before = perf_counter_ns()
         try:
-            records += _in_order([call[0] for call in calls if call is not None], sequence)
-            self._share_out(calls, sequence, perf_counter_ns() - before)
+            records += _in_order([call[0] for call in calls if call is not None], drained.sequence)
         except Exception:  # noqa: BLE001 - who did it is found out one by one
             records.clear()
             return False
+        took, count = perf_counter_ns() - before, max(1, len(records))
+        self._charge(calls, [took * batch.count // count for batch in drained.batches])
         return True
-
-    def _share_out(self, calls: Sequence[_Call | None], sequence: Sequence[int], took: int) -> None:
-        """
-        Charge what a drain took to its modules, by the records of each.
-        """
-        modules = {call[1].module for call in calls if call is not None}
-        for module in modules:
-            places = {n for n, call in enumerate(calls) if call and call[1].module == module}
-            share = 1.0
-            if len(modules) > 1:
-                share = sum(index in places for index in sequence) / len(sequence)
-            self._bindings[module].handler_time += int(took * share)
 
     def _call_handlers(
         self, calls: list[_Call | None], drained: Drained, records: list[Record]
