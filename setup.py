@@ -25,5 +25,14 @@ setup(
             # Without it records are made in Python.
             optional=True,
         ),
+        Extension(
+            "kprobe_modules.kernelbtf._walk",
+            ["src/kprobe_modules/kernelbtf/_walk.c"],
+            define_macros=[("Py_LIMITED_API", "0x030b0000")],
+            extra_compile_args=["-O3"],
+            py_limited_api=True,
+            # Without it types are found by their bytes.
+            optional=True,
+        ),
     ]
 )

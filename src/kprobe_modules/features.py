@@ -190,7 +190,7 @@ class Features:
         function = next(filter(self.btf.has_function, probes.FENTRY_CANDIDATES), None)
         if function is None:
             return _unknown("none of the functions to try it with is in the kernel's BTF")
-        code = probes.try_fentry(function, self._library)
+        code = probes.try_fentry(function, self._library, type_id=self.btf.type_id(function))
         if code == 0:
             return _yes()
         symbol = symbol_of(code)

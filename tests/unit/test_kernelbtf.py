@@ -8,9 +8,23 @@ import subprocess
 
 import pytest
 
+from kprobe_modules import kernelbtf
 from kprobe_modules.errors import NotSupportedError
 from kprobe_modules.kernelbtf import KernelBtf
+from kprobe_modules.libbpf.provider import in_use
+from kprobe_modules.libbpf.structs import TRACE_FENTRY
 from tests.support.requirements import needs
+
+FIND = kernelbtf.find
+
+
+@pytest.fixture(params=["native", "pure"], autouse=True)
+def search(request, monkeypatch):
+    if request.param == "pure":
+        monkeypatch.setattr(kernelbtf, "find", None)
+    else:
+        needs.that(kernelbtf.find, "the compiled search")
+    return request.param
 
 
 @pytest.fixture
@@ -123,3 +137,38 @@ def test_a_word_across_two_is_no_type(tmp_path):
     torn = struct.pack("<HIIH", 0, 1, 12 << 24, 0)
     (folder / "vmlinux").write_bytes(btf_file(struct.unpack("<3I", torn), names))
     assert KernelBtf(sys=tmp_path).home("km_name") is None
+
+
+def test_ids_are_those_that_libbpf_finds(btf, search):
+    library = in_use()
+    for name in ("wake_up_new_task", "bpf_iter_task", "commit_creds"):
+        expected = library.c.libbpf_find_vmlinux_btf_id(name.encode(), TRACE_FENTRY)
+        assert btf.type_id(name) == (expected if search == "native" else None)
+        assert btf.has_function(name)
+    assert btf.type_id("km_nowhere") is None
+
+
+def test_a_type_of_a_kind_to_come_hides_no_other(tmp_path):
+    folder = tmp_path / "kernel" / "btf"
+    folder.mkdir(parents=True)
+    names = b"\0km_name\0"
+    (folder / "vmlinux").write_bytes(btf_file((0, 31 << 24, 0, 7, 1, 12 << 24, 1), names))
+    btf = KernelBtf(sys=tmp_path)
+    assert btf.home("km_name") == "vmlinux"
+    assert btf.type_id("km_name") is None
+
+
+def test_the_search_refuses_what_is_outside():
+    needs.that(FIND, "the compiled search")
+    data = struct.pack("<3I", 1, 12 << 24, 1)
+    assert FIND(data, 0, 12, (5, 1), 12) == 0
+    assert FIND(data, 0, 12, (5,), 12) == -1
+    assert FIND(data, 0, 11, (5,), 12) == -2
+    assert FIND(struct.pack("<3I", 0, 4 << 24 | 1, 1), 0, 12, (5,), 12) == -2
+    for start, stop in ((-1, 12), (0, 13), (12, 0)):
+        with pytest.raises(ValueError, match="expected a part of 12 bytes"):
+            FIND(data, start, stop, (1,), 12)
+    with pytest.raises(ValueError, match="at most 16 names"):
+        FIND(data, 0, 12, tuple(range(17)), 12)
+    with pytest.raises(TypeError):
+        FIND(data, 0, 12, ("1",), 12)

@@ -52,19 +52,25 @@ def _load(
     return fd
 
 
-def try_fentry(function: str, library: Library | None = None) -> int:
+def try_fentry(function: str, library: Library | None = None, *, type_id: int | None = None) -> int:
     """
     Attach an fentry program to a function of the kernel's BTF for a moment.
+
+    Args:
+        function: its name.
+        library: the libbpf to use.
+        type_id: of the function, where known: libbpf parses all of the BTF to find it.
 
     Returns:
         0 if it worked, the error number if not.
     """
     library = library or in_use()
-    with library.messages.listen():
-        identity = library.c.libbpf_find_vmlinux_btf_id(function.encode(), structs.TRACE_FENTRY)
-    if identity < 0:
-        return -int(identity)
-    fd = _load(library, structs.PROG_TYPE_TRACING, b"km_probe", structs.TRACE_FENTRY, identity)
+    if type_id is None:
+        with library.messages.listen():
+            type_id = library.c.libbpf_find_vmlinux_btf_id(function.encode(), structs.TRACE_FENTRY)
+    if type_id < 0:
+        return -type_id
+    fd = _load(library, structs.PROG_TYPE_TRACING, b"km_probe", structs.TRACE_FENTRY, type_id)
     if fd < 0:
         return -fd
     try:

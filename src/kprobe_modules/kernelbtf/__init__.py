@@ -6,12 +6,14 @@ BTF is world readable, so none of this needs privileges.  The BTF of kernel
 modules came with Linux 5.11; before it a module's functions are not found.
 
 A kernel has some 100,000 types, and a module asks for ten of them.  So nothing
-is parsed: the name is searched among the strings, then the eight bytes that a
-type of that name and kind begins with among the types.
+is parsed: the name is searched among the strings, then a type of that name and kind
+among the types.  Where the compiled part is not installed, or ``KPROBE_MODULES_PURE=1``
+asks to do without, the latter is a search for the eight bytes such a type begins with.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from pathlib import Path
@@ -21,7 +23,16 @@ from kprobe_modules.btf import MAGIC, Kind
 from kprobe_modules.errors import NotSupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    find: Callable[[bytes, int, int, tuple[int, ...], int], int] | None
+elif os.environ.get("KPROBE_MODULES_PURE", "") not in {"", "0"}:
+    find = None
+else:
+    try:
+        from kprobe_modules.kernelbtf._walk import find
+    except ImportError:
+        find = None
 
 __all__ = ["KernelBtf"]
 
@@ -29,6 +40,11 @@ _SYS = Path("/sys")
 _HEADER: Final = struct.Struct("=HBBIIIII")
 _WORD: Final = struct.Struct("=I")
 _LINKAGES: Final = 2  # BTF_FUNC_STATIC, _GLOBAL, _EXTERN
+_MANY_NAMES: Final = 16  # more than `find` takes; a name has one offset, or one in a tail
+
+_ABSENT: Final = -1
+_PRESENT: Final = -2
+"""In the place of a type's number: it is there, but what its number is is not known."""
 
 
 class KernelBtf:
@@ -46,7 +62,8 @@ class KernelBtf:
         self._lock = threading.RLock()
         self._vmlinux: _Image | None = None
         self._modules: dict[str, _Image] | None = None
-        self._homes: dict[tuple[str, Kind], str | None] = {}
+        self._places: dict[tuple[str, Kind], tuple[str, int] | None] = {}
+        """The file that has a type, and the type's number among those of the file."""
 
     @property
     def available(self) -> bool:
@@ -91,6 +108,20 @@ class KernelBtf:
         """
         return self._home(function, Kind.FUNC)
 
+    def type_id(self, function: str) -> int | None:
+        """
+        Return the id of a function in ``vmlinux``, as ``attach_btf_id`` has it.
+
+        None if it is in no such place, or cannot be told without the compiled part.
+
+        Raises:
+            NotSupportedError: the kernel has no BTF.
+        """
+        place = self._place(function, Kind.FUNC)
+        if place is None or place[0] != "vmlinux" or place[1] == _PRESENT:
+            return None
+        return place[1] + 1  # 0 is void
+
     def close(self) -> None:
         """
         Give the memory back; answers given so far stay.
@@ -100,18 +131,24 @@ class KernelBtf:
             self._vmlinux = None
 
     def _home(self, name: str, kind: Kind) -> str | None:
-        with self._lock:
-            if (name, kind) not in self._homes:
-                self._homes[name, kind] = self._find_home(name, kind)
-            return self._homes[name, kind]
+        place = self._place(name, kind)
+        return place and place[0]
 
-    def _find_home(self, name: str, kind: Kind) -> str | None:
-        if self._base().has(name, kind):
-            return "vmlinux"
-        return next(
-            (module for module, btf in self._split().items() if btf.has(name, kind)),
-            None,
-        )
+    def _place(self, name: str, kind: Kind) -> tuple[str, int] | None:
+        with self._lock:
+            if (name, kind) not in self._places:
+                self._places[name, kind] = self._find(name, kind)
+            return self._places[name, kind]
+
+    def _find(self, name: str, kind: Kind) -> tuple[str, int] | None:
+        number = self._base().number(name, kind)
+        if number != _ABSENT:
+            return "vmlinux", number
+        for module, btf in self._split().items():
+            number = btf.number(name, kind)
+            if number != _ABSENT:
+                return module, number
+        return None
 
     def _base(self) -> _Image:
         if self._vmlinux is None:
@@ -161,11 +198,22 @@ class _Image:
         #: Offsets of a module's own strings go on where its base's end.
         self._first = len(base._strings) if base else 0  # noqa: SLF001 - of the same class
 
-    def has(self, name: str, kind: Kind) -> bool:
+    def number(self, name: str, kind: Kind) -> int:
         """
-        Say whether a type of that name and kind is among this file's own types.
+        Return the number of the type of that name and kind among this file's own types.
+
+        The first is 0; ``_ABSENT`` without one, ``_PRESENT`` if it cannot be counted.
         """
-        return any(kind in self._kinds(offset) for offset in self._offsets(name))
+        offsets = tuple(self._offsets(name))
+        if not offsets:
+            return _ABSENT
+        if find is not None and len(offsets) <= _MANY_NAMES:
+            found = find(self._data, self._types.start, self._types.stop, offsets, kind)
+            # A kind of type that is newer than this: what it is followed by is unknown.
+            if found >= _ABSENT:
+                return found
+        there = any(kind in self._kinds(offset) for offset in offsets)
+        return _PRESENT if there else _ABSENT
 
     def _offsets(self, name: str) -> Iterator[int]:
         """
