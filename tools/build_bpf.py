@@ -104,6 +104,10 @@ def build(root: Path, clang: str, strip: str) -> list[Path]:
             target = source.with_name(f"{stem}.{architecture}.bpf.o")
             _compile(root, source, target, told, (clang, strip))
             written.append(target)
+            if source.parts[0] != "tests":
+                beside = source.with_name(f"{stem}.{architecture}.spec.json")
+                (root / beside).write_bytes(_spec(root / target, stem))
+                written.append(beside)
         if source.parts[0] == "modules":
             layout = source.with_name("layout.txt")
             (root / layout).write_text(_layout(root, source, stem), encoding="utf-8")
@@ -121,7 +125,9 @@ def check(clang: str, strip: str) -> int:
             shutil.copytree(
                 ROOT / place,
                 copy / place,
-                ignore=shutil.ignore_patterns("*.o", "*.py", "__pycache__", "layout.txt"),
+                ignore=shutil.ignore_patterns(
+                    "*.o", "*.py", "__pycache__", "layout.txt", "*.spec.json"
+                ),
             )
         built = build(copy, clang, strip)
         stale = [path for path in built if not _same(copy / path, ROOT / path)]
@@ -161,6 +167,16 @@ def _layout(root: Path, source: Path, name: str) -> str:
 
     made = root / source.with_name(f"{name}.{next(iter(ARCHITECTURES))}.bpf.o")
     return describe.layout_text(objectfile.read(made.read_bytes(), name))
+
+
+def _spec(target: Path, name: str) -> bytes:
+    """
+    Return what is put beside an object just built, so that nobody needs to read it again.
+    """
+    from kprobe_modules import objectfile, specfile  # only here: as above
+
+    data = target.read_bytes()
+    return specfile.write(data, objectfile.read(data, name))
 
 
 def _same(one: Path, other: Path) -> bool:

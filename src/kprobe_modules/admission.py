@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kprobe_modules import objectfile
+from kprobe_modules import specfile
 from kprobe_modules.attached import AttachedModule
 from kprobe_modules.dispatch import Binding
 from kprobe_modules.handler import Context
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from kprobe_modules.journal import Journal
     from kprobe_modules.libbpf import Library
     from kprobe_modules.manifest import Manifest
-    from kprobe_modules.objectfile import ObjectSpec
     from kprobe_modules.resources import Offers, Sources
+    from kprobe_modules.spec import ObjectSpec
     from kprobe_modules.stacks import Resolver
 
 __all__ = ["Admission"]
@@ -83,8 +83,9 @@ class Admission:
             KprobeModulesError: when anything refuses; then *undo* is to be closed.
         """
         name = manifest.name
-        data = manifest.object_bytes(machine_arch())
-        spec = objectfile.read(data, name)
+        arch = machine_arch()
+        data = manifest.object_bytes(arch)
+        spec = specfile.read(data, name, manifest.spec_bytes(arch))
         check_tunables(name, spec, tunables)
         if DATA_CHANNEL in manifest.common_maps:
             self.intake.open_channel().adopt(module_id)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from kprobe_modules.handler import Handler
     from kprobe_modules.layout import Layout
-    from kprobe_modules.objectfile import MessageSpec, ObjectSpec
     from kprobe_modules.rings import Batch, Drained, Drainer
+    from kprobe_modules.spec import MessageSpec, ObjectSpec
     from kprobe_modules.stacks import Resolver
 
 __all__ = ["Binding", "Dispatcher", "Faults", "MessageBatch", "message_key"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kprobe_modules.features import Features
     from kprobe_modules.manifest import Alternative, Hook, Manifest
-    from kprobe_modules.objectfile import ObjectSpec, ProgramSpec
+    from kprobe_modules.spec import ObjectSpec, ProgramSpec
 
 __all__ = ["Choice", "check_hooks", "choose", "require"]
 

@@ -27,7 +27,7 @@ from kprobe_modules.errors import (
 )
 from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.maps import machine_arch
-from kprobe_modules.objectfile import check_arch
+from kprobe_modules.spec import check_arch
 from kprobe_modules.tunable import pack
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from kprobe_modules.libbpf import BpfProgram, Library, Link
     from kprobe_modules.manifest import Alternative, Manifest
     from kprobe_modules.maps import CommonMaps
-    from kprobe_modules.objectfile import ObjectSpec, ProgramSpec, Tunable
+    from kprobe_modules.spec import ObjectSpec, ProgramSpec, Tunable
 
 __all__ = [
     "Closeable",

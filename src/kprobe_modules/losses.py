@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kprobe_modules.libbpf import Library
-    from kprobe_modules.objectfile import ObjectSpec
+    from kprobe_modules.spec import ObjectSpec
 
 __all__ = ["COUNTERS_MAP", "LOG_STATE_MAP", "Count", "LossCounters", "SuppressedLogs"]
 

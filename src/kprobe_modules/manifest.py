@@ -205,6 +205,15 @@ class Manifest:
             raise ManifestError(msg)
         return data
 
+    def spec_bytes(self, arch: str) -> bytes | None:
+        """
+        Return what lies beside the object file for `kprobe_modules.specfile`, if anything.
+        """
+        try:
+            return get_data(self.package, f"{self.object_name}.{arch}.spec.json")
+        except (OSError, ImportError):
+            return None
+
     def handler_class(self) -> type[Handler]:
         """
         Return the handler class, importing it if it was given by name.

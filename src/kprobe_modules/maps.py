@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from kprobe_modules import objectfile
+from kprobe_modules import specfile
 from kprobe_modules.errors import IncompatibleMapError, ModuleStateError
 from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.libbpf import map as bpf_map
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from kprobe_modules.libbpf import Library
-    from kprobe_modules.objectfile import MapSpec, ObjectSpec
+    from kprobe_modules.spec import MapSpec, ObjectSpec
 
 __all__ = ["FENCE", "MAP_TYPE_RINGBUF", "CommonMaps", "collector_spec", "machine_arch"]
 
@@ -45,8 +45,8 @@ def machine_arch() -> str:
     return _ARCHES.get(machine, machine)
 
 
-def _collector_object() -> bytes:
-    name = f"collector.{machine_arch()}.bpf.o"
+def _collector_file(suffix: str) -> bytes:
+    name = f"collector.{machine_arch()}.{suffix}"
     return (Path(__file__).parent / "bpf" / name).read_bytes()
 
 
@@ -54,7 +54,8 @@ def collector_spec() -> ObjectSpec:
     """
     Return the spec of the object that declares the common maps.
     """
-    return objectfile.read(_collector_object(), "collector")
+    data = _collector_file("bpf.o")
+    return specfile.read(data, "collector", _collector_file("spec.json"))
 
 
 def _map_differences(name: str, theirs: MapSpec, ours: MapSpec) -> list[str]:
@@ -91,9 +92,8 @@ class CommonMaps:
     """
 
     def __init__(self, library: Library, *, ring_bytes: int | None = None) -> None:
-        data = _collector_object()
-        self.spec = objectfile.read(data, "collector")
-        self._object = BpfObject.open(data, "km_collector", library)
+        self.spec = collector_spec()
+        self._object = BpfObject.open(_collector_file("bpf.o"), "km_collector", library)
         self._slots: dict[str, int] = {}
         self._slot_of: dict[str, str] = {}
         try:

@@ -33,7 +33,6 @@ __all__ = [
     "ObjectSpec",
     "ProgramSpec",
     "Tunable",
-    "check_arch",
     "read",
 ]
 
@@ -44,8 +43,6 @@ MAX_MESSAGE_ID: Final = 0xFFFF
 
 _HOOK_TAG: Final = "km_hook:"
 _ARCH_SECTION: Final = "km.arch"
-#: `platform.machine` has the kernel's names, of which some differ from ours.
-_MACHINES: Final = {"aarch64": "arm64", "amd64": "x86_64"}
 
 
 def read(data: bytes, name: str) -> ObjectSpec:
@@ -83,25 +80,6 @@ def read(data: bytes, name: str) -> ObjectSpec:
         codes=read_codes(btf),
         sites={} if sites is None else read_sites(elf.content(sites), name),
     )
-
-
-def check_arch(spec: ObjectSpec, machine: str) -> None:
-    """
-    Refuse an object built for another architecture.
-
-    *machine* is what ``platform.machine()`` gives.  An object that does not
-    say is accepted: one without kprobes may run anywhere.
-
-    Raises:
-        ObjectError: names both.
-    """
-    expected = _MACHINES.get(machine.lower(), machine.lower())
-    if spec.arch is not None and spec.arch != expected:
-        msg = (
-            f"{spec.name}: object is for {spec.arch}, this machine is {expected};"
-            " use the object built for it"
-        )
-        raise ObjectError(msg)
 
 
 def _read_btf(elf: Elf) -> Btf:

@@ -8,7 +8,7 @@ needed, and the same bytes give the same spec on every machine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from kprobe_modules.layout import Layout
     from kprobe_modules.shape import TypeShape
 
-__all__ = ["MapSpec", "MessageSpec", "ObjectSpec", "ProgramSpec", "Tunable"]
+__all__ = ["MapSpec", "MessageSpec", "ObjectSpec", "ProgramSpec", "Tunable", "check_arch"]
+
+#: `platform.machine` has the kernel's names, of which some differ from ours.
+_MACHINES: Final = {"aarch64": "arm64", "amd64": "x86_64"}
 
 
 @attrs.frozen
@@ -195,6 +198,25 @@ class ObjectSpec:
         Return the programs tagged with a hook, in order of the file.
         """
         return tuple(program for program in self.programs if program.hook == hook)
+
+
+def check_arch(spec: ObjectSpec, machine: str) -> None:
+    """
+    Refuse an object built for another architecture.
+
+    *machine* is what ``platform.machine()`` gives.  An object that does not
+    say is accepted: one without kprobes may run anywhere.
+
+    Raises:
+        ObjectError: names both.
+    """
+    expected = _MACHINES.get(machine.lower(), machine.lower())
+    if spec.arch is not None and spec.arch != expected:
+        msg = (
+            f"{spec.name}: object is for {spec.arch}, this machine is {expected};"
+            " use the object built for it"
+        )
+        raise ObjectError(msg)
 
 
 _Named = TypeVar("_Named", ProgramSpec, MapSpec, MessageSpec, Tunable)

@@ -31,9 +31,9 @@ from kprobe_modules.rings import Drained, Tails
 from kprobe_modules import Collector
 from kprobe_modules.capture import Capture, Replay, drains, steps
 from kprobe_modules.capture.drains import batch
-from kprobe_modules.capture.layouts import from_plain
 from kprobe_modules.capture.series import Series
 from kprobe_modules.sinks.jsonl import JsonLines
+from kprobe_modules.specjson import from_plain
 from tests.support.churn import churn_command
 from tests.support.watch import record_workload
 

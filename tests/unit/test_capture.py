@@ -24,12 +24,12 @@ from kprobe_modules.modules.processes.handler import ProcessesHandler
 from kprobe_modules import Registry, cli
 from kprobe_modules.capture import Replay, blocks, drains, steps
 from kprobe_modules.capture.blocks import PREAMBLE, STEPS, Block, Part
-from kprobe_modules.capture.layouts import from_plain, to_plain
 from kprobe_modules.capture.series import Series
 from kprobe_modules.capture.steps import Observation, Step
 from kprobe_modules.errors import CaptureError
 from kprobe_modules.objectfile import read
 from kprobe_modules.records import Failure, Lost, Stats
+from kprobe_modules.specjson import from_plain, messages_to_plain
 from tests.support.captures import gathered, golden, messages_of, replayed_json
 from tests.support.requirements import needs
 
@@ -264,7 +264,7 @@ def test_nobody_else_may_read_a_capture(tmp_path: Path) -> None:
 def test_layouts_come_back() -> None:
     for arch in ("x86_64", "arm64"):
         spec = read(MODULE.object_bytes(arch), "processes")
-        again = from_plain(json.loads(json.dumps(to_plain(spec))))
+        again = from_plain(json.loads(json.dumps(messages_to_plain(spec))))
         assert again.messages == spec.messages
         assert (again.name, again.arch) == (spec.name, spec.arch)
 

@@ -40,7 +40,7 @@ TABLE = {
     "commands": "attached capture cli collector config describe doctor errors features hooks "
     "journal libbpf maps metrics objectfile records registry sinks transport",
     "doctor": "capabilities config errors features hooks libbpf manifest maps objectfile "
-    "registry rings transport",
+    "registry rings spec transport",
     "config": "errors",
     "describe": "codes errors layout manifest objectfile spec",
     # the public surface: for agents, and for modules
@@ -48,14 +48,14 @@ TABLE = {
     "subscriptions transport",
     "api": "decode errors handler libbpf manifest records",
     # the composing rooms
-    "capture": "attached codes dispatch errors handler journal layout records registry resources "
-    "rings sinks spec",
+    "capture": "attached dispatch errors handler journal records registry resources rings sinks "
+    "specjson",
     "collector": "attached clock delivery dispatch ensemble errors intake journal libbpf manifest "
     "records registry subscriptions transport",
     "ensemble": "admission attached clock dispatch errors features hooks intake journal libbpf "
     "loader manifest metrics records resources rings stacks",
     "admission": "attached dispatch features handler intake journal libbpf loader manifest maps "
-    "objectfile resources stacks",
+    "resources spec specfile stacks",
     "metrics": "errors libbpf records",
     "journal": "attached dispatch handler records",
     "delivery": "dispatch records subscriptions",
@@ -64,14 +64,14 @@ TABLE = {
     "channel": "clock errors handler rings",
     "resources": "errors handler libbpf loader records",
     "subscriptions": "dispatch errors records",
-    "dispatch": "decode diagnostics errors handler layout objectfile records rings rows stacks",
+    "dispatch": "decode diagnostics errors handler layout records rings rows spec stacks",
     "diagnostics": "decode errors records spec stacks",
     "stacks": "errors",
-    "loader": "errors features hooks libbpf manifest maps objectfile tunable",
+    "loader": "errors features hooks libbpf manifest maps spec tunable",
     "transport": "errors libbpf rings",
-    "losses": "libbpf objectfile",
-    "maps": "errors libbpf objectfile",
-    "hooks": "errors features manifest objectfile",
+    "losses": "libbpf spec",
+    "maps": "errors libbpf spec specfile",
+    "hooks": "errors features manifest spec",
     "registry": "entrypoints errors manifest",
     # what modules are made of
     "manifest": "errors handler records",
@@ -80,6 +80,8 @@ TABLE = {
     "records": "errors",
     # what an object file says, without a kernel
     "decode": "errors layout rows",
+    "specfile": "objectfile spec specjson",
+    "specjson": "codes layout shape spec",
     "objectfile": "btf codes elf errors layout mapdefinition section spec tunable",
     "mapdefinition": "btf errors shape spec",
     "tunable": "btf errors layout shape spec",

@@ -18,6 +18,7 @@ from kprobe_modules.errors import (
     MissingMessageError,
     ObjectError,
 )
+from kprobe_modules.spec import check_arch
 from kprobe_modules.tunable import pack
 from tests.support.bpfcc import compile_bpf
 from tests.support.btfwriter import CONST, VOLATILE, BtfWriter
@@ -93,7 +94,7 @@ def compiled(tmp_path_factory):
 def test_what_clang_made_is_read_whole(compiled):
     spec = objectfile.read(compiled, "modx")
     assert (spec.name, spec.license) == ("modx", "GPL")
-    objectfile.check_arch(spec, platform.machine())
+    check_arch(spec, platform.machine())
     found = {
         each.name: (each.kind, each.target, each.hook, each.tag, each.autoload, each.sleepable)
         for each in spec.programs
@@ -165,12 +166,12 @@ def test_specs_are_values(compiled):
 
 def test_an_object_of_another_architecture_is_refused():
     spec = objectfile.read(made(BtfWriter(), arch=b"arm64\0"), "modx")
-    objectfile.check_arch(spec, "aarch64")
+    check_arch(spec, "aarch64")
     with pytest.raises(ObjectError, match="object is for arm64, this machine is x86_64"):
-        objectfile.check_arch(spec, "x86_64")
+        check_arch(spec, "x86_64")
     anywhere = objectfile.read(made(BtfWriter(), arch=None), "modx")
     assert anywhere.arch is None
-    objectfile.check_arch(anywhere, "riscv64")
+    check_arch(anywhere, "riscv64")
 
 
 def test_big_endian_is_refused(tmp_path):

@@ -12,7 +12,8 @@ from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Self
 
-from kprobe_modules.capture import drains, layouts, steps
+from kprobe_modules import specjson
+from kprobe_modules.capture import drains, steps
 from kprobe_modules.capture.observing import observed
 from kprobe_modules.capture.series import Series
 from kprobe_modules.capture.steps import Observation, Step
@@ -134,7 +135,7 @@ class Capture(Journal):
             "version": attached.manifest.version,
             "tunables": dict(binding.handler.context.tunables),
             "live": dict(attached.live),
-            "object": layouts.to_plain(binding.spec),
+            "object": specjson.messages_to_plain(binding.spec),
         }
         self._write(step, preamble=True)
         return attached

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
-from kprobe_modules.capture import drains, layouts, steps
+from kprobe_modules import specjson
+from kprobe_modules.capture import drains, steps
 from kprobe_modules.capture.blocks import HEADING, PREAMBLE
 from kprobe_modules.capture.observing import UnansweredError, observed
 from kprobe_modules.capture.series import read_series
@@ -276,7 +277,11 @@ class Replay:
         """
         name, facts = step.module, step.facts
         captured = CapturedModule(name, str(facts["version"]), dict(facts["live"]))
-        spec = layouts.from_plain(facts["object"])
+        try:
+            spec = specjson.from_plain(facts["object"])
+        except ValueError as error:
+            msg = f"{self._path}: layouts of {name} are damaged: {error}"
+            raise CaptureError(msg) from error
         manifest = self._registry.load(name)
         self._live[name] = captured.live
         context = Context(

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kprobe_modules.features import Features
     from kprobe_modules.hooks import Choice
     from kprobe_modules.manifest import Manifest
-    from kprobe_modules.objectfile import ObjectSpec
     from kprobe_modules.registry import Registry
+    from kprobe_modules.spec import ObjectSpec
 
 __all__ = [
     "Examined",
