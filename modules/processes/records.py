@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _ProcessRecord(Record):
     """
     What every record about a process has.
@@ -43,7 +43,7 @@ class _ProcessRecord(Record):
     controller where that has a hierarchy of its own (version 1), else of version 2."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ProcessStarted(_ProcessRecord, module="processes"):
     """
     A process was forked, or was found to be there.
@@ -59,7 +59,7 @@ class ProcessStarted(_ProcessRecord, module="processes"):
     """Whether it belongs to the kernel and has no program."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ProcessExecuted(_ProcessRecord, module="processes"):
     """
     A process runs another program.
@@ -75,7 +75,7 @@ class ProcessExecuted(_ProcessRecord, module="processes"):
     """Whether there were more arguments than are kept (4 KiB with the path)."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ProcessRenamed(_ProcessRecord, module="processes"):
     """
     A process got another command name, not by executing a program.
@@ -84,7 +84,7 @@ class ProcessRenamed(_ProcessRecord, module="processes"):
     old_comm: str
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ProcessMoved(_ProcessRecord, module="processes"):
     """
     A process was moved to another cgroup.
@@ -94,7 +94,7 @@ class ProcessMoved(_ProcessRecord, module="processes"):
     """The cgroup before, None if it is not known."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ProcessExited(_ProcessRecord, module="processes"):
     """
     A process ended: its last thread is gone.
@@ -115,7 +115,7 @@ class ProcessExited(_ProcessRecord, module="processes"):
     kernel_thread: bool
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ThreadExited(_ProcessRecord, module="processes"):
     """
     One thread of a process exited; reported if the tunable ``thread_exits`` is 1.

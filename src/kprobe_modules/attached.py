@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.libbpf import Link
 from kprobe_modules.losses import COUNTERS_MAP, LOG_STATE_MAP, LossCounters, SuppressedLogs
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["AttachedModule", "ModuleStatus"]
 
 
-@attrs.frozen
-class ModuleStatus:
+@attrs.frozen(eq=False, repr=False)
+class ModuleStatus(ByFields):
     """
     What is live of a module on this kernel.
     """

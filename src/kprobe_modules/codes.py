@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from kprobe_modules.btf import Btf, BtfType, Kind
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.errors import LayoutError
 from kprobe_modules.layout import UNITS
 from kprobe_modules.shape import integer_name
@@ -34,8 +35,8 @@ _SITE: Final = struct.Struct("<II120s")
 """``struct km_log_site`` (bpf/km/log.h): number, line, file."""
 
 
-@attrs.frozen
-class Argument:
+@attrs.frozen(eq=False, repr=False)
+class Argument(ByFields):
     """
     One argument of a code: how to read the 64 bits that a program gave.
 
@@ -68,8 +69,8 @@ class Argument:
         return next((name for name, number in self.values if number == value), value)
 
 
-@attrs.frozen
-class Code:
+@attrs.frozen(eq=False, repr=False)
+class Code(ByFields):
     """
     One code: its name, its number, its arguments in the order of the wire.
     """
@@ -79,8 +80,8 @@ class Code:
     arguments: tuple[Argument, ...] = ()
 
 
-@attrs.frozen
-class Site:
+@attrs.frozen(eq=False, repr=False)
+class Site(ByFields):
     """
     A line of the source that logs.
     """

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-@attrs.frozen(kw_only=True)
-class Options:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Options(ByFields):
     """
     What a collector is asked to do.
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -27,8 +29,8 @@ __all__ = ["EntryPoint", "find"]
 _KINDS: Final = (".dist-info", ".egg-info")
 
 
-@attrs.frozen(order=False)
-class EntryPoint:
+@attrs.frozen(eq=False, repr=False)
+class EntryPoint(ByFields):
     """
     One line of a distribution's ``entry_points.txt``; nothing is imported yet.
     """

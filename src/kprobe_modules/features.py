@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kprobe_modules import capabilities
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.errors import KprobeModulesError, NotSupportedError
 from kprobe_modules.kernelbtf import KernelBtf
 from kprobe_modules.libbpf.descriptor import ENOTSUPP, symbol_of
@@ -44,8 +45,8 @@ class Support(enum.Enum):
     UNKNOWN = "unknown"
 
 
-@attrs.frozen
-class Answer:
+@attrs.frozen(eq=False, repr=False)
+class Answer(ByFields):
     """
     An answer with its reason, which is a sentence for people.
     """

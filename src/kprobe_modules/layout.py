@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from kprobe_modules.btf import MAX_DEPTH, Btf, BtfType, Kind, Member
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.errors import LayoutError
 from kprobe_modules.shape import integer_name
 
@@ -78,8 +79,8 @@ _FORMATS: Final = {
 }
 
 
-@attrs.frozen
-class Field:
+@attrs.frozen(eq=False, repr=False)
+class Field(ByFields):
     """
     One field of a message.
 
@@ -125,8 +126,8 @@ class Field:
         return f"<{'i' if self.format.islower() else 'u'}{size}"
 
 
-@attrs.frozen(slots=False)
-class Layout:
+@attrs.frozen(slots=False, eq=False, repr=False)
+class Layout(ByFields):
     """
     The fields of one message.
 

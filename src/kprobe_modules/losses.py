@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.libbpf import map as bpf_map
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ _LOG_STATE = struct.Struct("<QQQ")
 """``struct km_log_state``: since, passed, suppressed."""
 
 
-@attrs.frozen
-class Count:
+@attrs.frozen(eq=False, repr=False)
+class Count(ByFields):
     """
     One message's counters on one CPU.
     """

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ __all__ = ["TAGS", "Alternative", "Hook", "Manifest"]
 TAGS = ("START", "END", "EXISTING", "TELEMETRY")
 
 
-@attrs.frozen
-class Alternative:
+@attrs.frozen(eq=False, repr=False)
+class Alternative(ByFields):
     """
     One way to notice what a hook is for.
     """
@@ -78,8 +79,8 @@ def _alternatives(given: Sequence[Alternative | str]) -> tuple[Alternative, ...]
     return tuple(Alternative(item) if isinstance(item, str) else item for item in given)
 
 
-@attrs.frozen
-class Hook:
+@attrs.frozen(eq=False, repr=False)
+class Hook(ByFields):
     """
     A thing that the module must notice, and the ways to notice it in order.
     """
@@ -118,8 +119,8 @@ def _records(given: Iterable[type[Record]]) -> tuple[type[Record], ...]:
     return tuple(given)
 
 
-@attrs.frozen
-class Manifest:
+@attrs.frozen(eq=False, repr=False)
+class Manifest(ByFields):
     """
     A module, as the registry and the loader know it.
     """

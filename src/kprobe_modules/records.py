@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -37,8 +39,8 @@ __all__ = [
 _WORD_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
-@attrs.define
-class Record:
+@attrs.define(eq=False, repr=False)
+class Record(ByFields):
     """
     Base of all records.
 
@@ -53,6 +55,8 @@ class Record:
     """
 
     record: ClassVar[str] = "record"
+
+    __hash__ = None  # type: ignore[assignment]  # as of any value that may be changed
 
     time: int
     """When it happened, in nanoseconds since the epoch."""
@@ -71,7 +75,7 @@ class Record:
             type.__setattr__(cls, "module", module)
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Steady(Record):
     """
     A module has finished discovering what existed before it was attached.
@@ -84,7 +88,7 @@ class Steady(Record):
     """Whether this scan repeated an earlier one, after a loss or on request."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Lost(Record):
     """
     Messages that a program could not put into a ring, since the last such record.
@@ -96,7 +100,7 @@ class Lost(Record):
     count: int
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Late(Record):
     """
     Messages that were released after a newer one had been, since the last such record.
@@ -108,7 +112,7 @@ class Late(Record):
     count: int
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Log(Record):
     """
     A program of a module says that something is not as it should be.
@@ -126,7 +130,7 @@ class Log(Record):
     """By the names that the code declares; an enumerator stands for its number."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class StackTrace(Record):
     """
     Where the kernel and the process were when a program wrote a message, or a log.
@@ -150,7 +154,7 @@ class StackTrace(Record):
     """Why a stack that was asked for is not there: a kernel thread has no user stack."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Suppressed(Record):
     """
     Logs that a CPU did not write, since the last such record, as there were too many.
@@ -161,7 +165,7 @@ class Suppressed(Record):
     count: int
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Failure(Record):
     """
     A handler or consumer raised or stalled; the others went on.
@@ -173,7 +177,7 @@ class Failure(Record):
     error: str
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Metrics(Record):
     """
     What a module does and costs: totals since it was attached.
@@ -202,7 +206,7 @@ class Metrics(Record):
     """`kprobe_modules.metrics.MapMetrics` of each of its own."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Stats(Record):
     """
     Totals per module since it was attached.

@@ -21,6 +21,7 @@ from kprobe_modules.btf import (
     BtfType,
     Kind,
 )
+from kprobe_modules.byfields import ByFields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +52,8 @@ class MemberShape(NamedTuple):
     shape: TypeShape
 
 
-@attrs.frozen
-class TypeShape:
+@attrs.frozen(eq=False, repr=False)
+class TypeShape(ByFields):
     """
     The structure of a type; equal if and only if the memory means the same.
 

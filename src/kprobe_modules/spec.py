@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.errors import MissingMessageError, ObjectError
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ __all__ = ["MapSpec", "MessageSpec", "ObjectSpec", "ProgramSpec", "Tunable", "ch
 _MACHINES: Final = {"aarch64": "arm64", "amd64": "x86_64"}
 
 
-@attrs.frozen
-class ProgramSpec:
+@attrs.frozen(eq=False, repr=False)
+class ProgramSpec(ByFields):
     """
     One BPF program.
 
@@ -55,8 +56,8 @@ class ProgramSpec:
     sleepable: bool = False
 
 
-@attrs.frozen
-class MapSpec:
+@attrs.frozen(eq=False, repr=False)
+class MapSpec(ByFields):
     """
     One map, as the object declares it.
 
@@ -83,8 +84,8 @@ class MapSpec:
     value: TypeShape | None = None
 
 
-@attrs.frozen
-class MessageSpec:
+@attrs.frozen(eq=False, repr=False)
+class MessageSpec(ByFields):
     """
     One message: its name, its id within the module, its layout.
     """
@@ -94,8 +95,8 @@ class MessageSpec:
     layout: Layout
 
 
-@attrs.frozen
-class Tunable:
+@attrs.frozen(eq=False, repr=False)
+class Tunable(ByFields):
     """
     One constant that can be set before the object is loaded.
 
@@ -125,8 +126,8 @@ class Tunable:
         return self.name.startswith("km_")
 
 
-@attrs.frozen
-class ObjectSpec:
+@attrs.frozen(eq=False, repr=False)
+class ObjectSpec(ByFields):
     """
     One object file.
 

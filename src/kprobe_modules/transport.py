@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from kprobe_modules.byfields import ByFields
 from kprobe_modules.errors import ConfigError
 from kprobe_modules.libbpf import map as bpf_map
 from kprobe_modules.libbpf import perf
@@ -40,8 +41,8 @@ def _power_of_two(_instance: object, attribute: attrs.Attribute[int], value: int
         raise ConfigError(msg)
 
 
-@attrs.frozen
-class RingOptions:
+@attrs.frozen(eq=False, repr=False)
+class RingOptions(ByFields):
     """
     How large rings are, and when they wake their reader.
     """
