@@ -139,6 +139,32 @@ def _silence_stdout() -> None:
         os.close(nowhere)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """
+    As wide as the terminal, without ``shutil``.
+
+    argparse makes one for every option that is added, and takes the width from shutil,
+    which loads four libraries of compression.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """
+    Return the terminal's width as `shutil.get_terminal_size` does.
+    """
+    with suppress(ValueError):
+        chosen = int(os.environ.get("COLUMNS", ""))
+        if chosen > 0:
+            return chosen
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
+
+
 def build_parser() -> argparse.ArgumentParser:
     """
     Build the parser; importing this module imports no framework.
@@ -147,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="kprobe-modules",
         description="Watch this host from inside the kernel.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -178,7 +204,7 @@ def _command(commands: Commands, name: str, summary: str) -> argparse.ArgumentPa
         help=summary,
         description=summary[:1].upper() + summary[1:] + ".",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument(
