@@ -95,6 +95,9 @@ class Plan:
     """The user's choices of alternatives, by hook name."""
     open_source: Callable[[str], Closeable] | None = None
     """Opens what a handler reads itself, for alternatives that are no program."""
+    before_attach: Callable[[], object] = lambda: None
+    """Called when the programs are loaded, before the first can write a message; more
+    than once if an alternative is struck out afterwards."""
 
 
 def check(plan: Plan) -> tuple[str, ...]:
@@ -448,6 +451,7 @@ def _attempt(plan: Plan, wanted_maps: tuple[str, ...], choices: tuple[Choice, ..
             if program is not None:
                 raise _RefusedError(program, str(error)) from error
             raise
+        plan.before_attach()
         attach(module)
     except BaseException:
         module.close()
