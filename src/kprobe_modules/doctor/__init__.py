@@ -43,7 +43,7 @@ def examine(
     host = host or Host()
     yield from kernel.check_kernel(host)
     yield from modules.check_libbpf()
-    yield modules.check_reader()
+    yield from modules.check_compiled()
     kinds: set[str] = set()
     findings: list[Finding] = []
     try:

@@ -5,6 +5,8 @@ Checks of libbpf, of each registered module, and of each hook it needs here.
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import attrs
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Examined",
     "Prospect",
+    "check_compiled",
     "check_libbpf",
-    "check_reader",
     "doubt",
     "examine_module",
     "prospect",
@@ -69,19 +71,29 @@ def check_libbpf() -> Iterator[Finding]:
         )
 
 
-def check_reader() -> Finding:
+_COMPILED = {
+    "rings.native": ("kprobe_modules.rings._drain", "rings are drained an order slower"),
+    "rows.native": ("kprobe_modules.rows._rows", "records are made in Python"),
+    "kernelbtf.native": ("kprobe_modules.kernelbtf._walk", "attaching takes longer"),
+}
+"""What is compiled, and what it means to do without."""
+
+
+def check_compiled() -> Iterator[Finding]:
     """
-    Whether rings are drained by native code.
+    Whether the compiled parts are installed and in use.
     """
-    try:
-        from kprobe_modules.rings import _drain  # noqa: F401 - may be absent
-    except ImportError as error:
-        return warn(
-            "rings.native",
-            f"absent ({error}): the pure-Python reader serves, an order slower",
-            "install a C compiler and reinstall, or use a wheel",
-        )
-    return ok("rings.native", "compiled")
+    for label, (module, without) in _COMPILED.items():
+        if os.environ.get("KPROBE_MODULES_PURE", "") not in {"", "0"}:
+            yield skip(label, f"not used, as KPROBE_MODULES_PURE is set: {without}")
+            continue
+        try:
+            import_module(module)
+        except ImportError as error:
+            remedy = "install a C compiler and reinstall, or use a wheel"
+            yield warn(label, f"absent ({error}): {without}", remedy)
+        else:
+            yield ok(label, "compiled")
 
 
 @attrs.frozen
