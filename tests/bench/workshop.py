@@ -174,12 +174,10 @@ class Workshop:
         Where bcc can be imported, by the interpreter that imports it, so that two
         libraries are compared and not two builds of Python: they differ by a quarter.
         """
-        module = ["-m", "tests.bench.peers.ours.consume"]
-        if not Path("/usr/lib/python3/dist-packages/bcc").exists():
-            return [sys.executable, *module]
-        subprocess.run([sys.executable, "tools/package_view.py"], cwd=ROOT, check=True)
-        path = os.pathsep.join(map(str, (VIEW, Path(attrs.__file__).parents[1])))
-        return ["env", f"PYTHONPATH={path}", SYSTEM_PYTHON, *module]
+        python = [sys.executable]
+        if Path("/usr/lib/python3/dist-packages/bcc").exists():
+            python = system_python()
+        return [*python, "-m", "tests.bench.peers.ours.consume"]
 
     def _c_program(self, name: str, source: Path, *libraries: str) -> Path:
         _need("/usr/bin/gcc", "/usr/include/bpf/libbpf.h")
@@ -187,6 +185,20 @@ class Workshop:
         sources = [source, HERE / "wire.h", HERE / "generator" / "messages.h"]
         command = ["gcc", "-O2", "-Wall", "-o", str(target), str(source), "-lbpf", *libraries]
         return _compile(target, sources, command)
+
+
+def system_python() -> list[str]:
+    """
+    The command of Debian's Python with this package as it would be installed.
+
+    The checkout's own where there is none, or it is too old.
+    """
+    check = [SYSTEM_PYTHON, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    if not Path(SYSTEM_PYTHON).exists() or subprocess.run(check, check=False).returncode:
+        return [sys.executable]
+    subprocess.run([sys.executable, "tools/package_view.py"], cwd=ROOT, check=True)
+    path = os.pathsep.join(map(str, (VIEW, Path(attrs.__file__).parents[1])))
+    return ["env", f"PYTHONPATH={path}", SYSTEM_PYTHON]
 
 
 def _bpf_arch() -> str:
