@@ -10,7 +10,7 @@
 #   make vm KERNEL=6.12 CMD='uname -a'      one command in a guest
 #   make check                              lint, types, format, architecture, generated files
 #   make format                             what `make check` would ask for and a tool can do
-#   make bpf                                compile the BPF objects, write the layouts
+#   make bpf                                compile the BPF objects, write the layouts and specs
 #   make captures                           make the golden captures of tests/unit/captures anew, in guests
 #   make bench                              the figures, also in build/bench.json
 #   make clean

@@ -2,9 +2,10 @@
 """
 Compile every ``*.bpf.c`` of the repository for both architectures, byte for byte the same anywhere.
 
-``python tools/build_bpf.py`` writes ``<name>.<architecture>.bpf.o`` beside each source, and each
-module's ``layout.txt`` from what its object says.  ``--check`` builds in a copy of the sources in
-another folder, compares, and changes nothing.
+``python tools/build_bpf.py`` writes ``<name>.<architecture>.bpf.o`` beside each source; from what
+that object says ``<name>.<architecture>.spec.json`` (`kprobe_modules.specfile`; not for objects
+of tests) and each module's ``layout.txt``.  ``--check`` builds in a copy of the sources in another
+folder, compares, and changes nothing.
 
 The objects are committed, so the bytes must depend on the sources alone: one stated major version
 of clang, no header of the system, relative paths, no DWARF.
@@ -40,7 +41,7 @@ def main() -> int:
     """
     Build or check; return 1 when the check finds a difference, 2 when nothing could be built.
     """
-    parser = argparse.ArgumentParser(description="compile the BPF objects and write the layouts")
+    parser = argparse.ArgumentParser(description="compile the BPF objects; write layouts and specs")
     parser.add_argument("--check", action="store_true", help="compare with what is there")
     options = parser.parse_args()
     try:
