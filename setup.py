@@ -26,8 +26,8 @@ setup(
             optional=True,
         ),
         Extension(
-            "kprobe_modules.kernelbtf._walk",
-            ["src/kprobe_modules/kernelbtf/_walk.c"],
+            "kprobe_modules.kernelbtf._index",
+            ["src/kprobe_modules/kernelbtf/_index.c"],
             define_macros=[("Py_LIMITED_API", "0x030b0000")],
             extra_compile_args=["-O3"],
             py_limited_api=True,

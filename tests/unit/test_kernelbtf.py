@@ -7,6 +7,8 @@ import struct
 import subprocess
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kprobe_modules import kernelbtf
 from kprobe_modules.errors import NotSupportedError
@@ -15,15 +17,15 @@ from kprobe_modules.libbpf.provider import in_use
 from kprobe_modules.libbpf.structs import TRACE_FENTRY
 from tests.support.requirements import needs
 
-FIND = kernelbtf.find
+INDEX = kernelbtf.Index
 
 
 @pytest.fixture(params=["native", "pure"], autouse=True)
 def search(request, monkeypatch):
     if request.param == "pure":
-        monkeypatch.setattr(kernelbtf, "find", None)
+        monkeypatch.setattr(kernelbtf, "Index", None)
     else:
-        needs.that(kernelbtf.find, "the compiled search")
+        needs.that(kernelbtf.Index, "the compiled index")
     return request.param
 
 
@@ -158,17 +160,59 @@ def test_a_type_of_a_kind_to_come_hides_no_other(tmp_path):
     assert btf.type_id("km_name") is None
 
 
-def test_the_search_refuses_what_is_outside():
-    needs.that(FIND, "the compiled search")
+def index(types: tuple[int, ...], names: bytes, base=None, kinds=1 << 12):
+    needs.that(INDEX, "the compiled index")
+    data = struct.pack(f"<{len(types)}I", *types) + names
+    place = 4 * len(types)
+    return INDEX(data, (0, place), (place, len(data)), kinds, base)
+
+
+def test_the_first_of_a_name_counts():
+    names = b"\0one\0two\0one"  # the last runs to the end, without a NUL
+    made = index((1, 12 << 24, 0, 9, 12 << 24, 0, 5, 12 << 24, 0, 1, 8 << 24, 0), names)
+    assert made.whole
+    assert made.find(b"one", 12) == 0
+    assert made.find(b"two", 12) == 2
+    assert made.find(b"", 12) == made.find(b"on", 12) == made.find(b"one\0", 12) == -1
+    with pytest.raises(ValueError, match="types of kind 8 are not in this index"):
+        made.find(b"one", 8)
+    both = index((1, 8 << 24, 0, 1, 12 << 24, 0), names, kinds=1 << 8 | 1 << 12)
+    assert [both.find(b"one", kind) for kind in (8, 12)] == [0, 1]
+
+
+def test_an_index_goes_on_from_its_base():
+    base = index((1, 12 << 24, 0), b"\0one\0")
+    made = index((1, 12 << 24, 0, 6, 12 << 24, 0), b"\0two\0", base)
+    beyond = index((99, 12 << 24, 0, 7, 12 << 24, 0), b"\0two\0", base)
+    assert (made.find(b"one", 12), made.find(b"two", 12), base.find(b"two", 12)) == (0, 1, -1)
+    assert [beyond.find(name, 12) for name in (b"one", b"two", b"wo")] == [-1, -1, 1]
+
+
+@pytest.mark.parametrize(
+    "types", [(1, 12 << 24), (1, 4 << 24 | 1, 0, 0, 0), (1, 0, 0), (1, 31 << 24, 0)]
+)
+def test_what_is_cut_or_unknown_ends_an_index(types):
+    made = index((1, 12 << 24, 0, *types), b"\0one\0")
+    assert not made.whole
+    assert made.find(b"one", 12) == 0
+
+
+def test_an_index_refuses_what_is_outside():
+    needs.that(INDEX, "the compiled index")
     data = struct.pack("<3I", 1, 12 << 24, 1)
-    assert FIND(data, 0, 12, (5, 1), 12) == 0
-    assert FIND(data, 0, 12, (5,), 12) == -1
-    assert FIND(data, 0, 11, (5,), 12) == -2
-    assert FIND(struct.pack("<3I", 0, 4 << 24 | 1, 1), 0, 12, (5,), 12) == -2
-    for start, stop in ((-1, 12), (0, 13), (12, 0)):
-        with pytest.raises(ValueError, match="expected a part of 12 bytes"):
-            FIND(data, start, stop, (1,), 12)
-    with pytest.raises(ValueError, match="at most 16 names"):
-        FIND(data, 0, 12, tuple(range(17)), 12)
-    with pytest.raises(TypeError):
-        FIND(data, 0, 12, ("1",), 12)
+    for place in ((-1, 12), (0, 13), (12, 0)):
+        for places in ((place, (0, 0)), ((0, 0), place)):
+            with pytest.raises(ValueError, match="expected parts of 12 bytes"):
+                INDEX(data, *places, 1 << 12)
+    for wrong in (data, 7):
+        with pytest.raises(TypeError, match="as base"):
+            INDEX(data, (0, 12), (0, 0), 1 << 12, wrong)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=40))
+def test_no_bytes_break_an_index(types, names):
+    needs.that(INDEX, "the compiled index")
+    data = types + names
+    made = INDEX(data, (0, len(types)), (len(types), len(data)), 0xFFFFFFFF)
+    for kind in range(20):
+        assert made.find(b"one", kind) >= -1

@@ -74,7 +74,7 @@ def check_libbpf() -> Iterator[Finding]:
 _COMPILED = {
     "rings.native": ("kprobe_modules.rings._drain", "rings are drained an order slower"),
     "rows.native": ("kprobe_modules.rows._rows", "records are made in Python"),
-    "kernelbtf.native": ("kprobe_modules.kernelbtf._walk", "attaching takes longer"),
+    "kernelbtf.native": ("kprobe_modules.kernelbtf._index", "attaching takes longer"),
 }
 """What is compiled, and what it means to do without."""
 

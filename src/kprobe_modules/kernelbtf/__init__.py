@@ -5,10 +5,10 @@ What the running kernel's BTF knows: functions, BTF tracepoints, iterators.
 BTF is world readable, so none of this needs privileges.  The BTF of kernel
 modules came with Linux 5.11; before it a module's functions are not found.
 
-A kernel has some 100,000 types, and a module asks for ten of them.  So nothing
-is parsed: the name is searched among the strings, then a type of that name and kind
-among the types.  Where the compiled part is not installed, or ``KPROBE_MODULES_PURE=1``
-asks to do without, the latter is a search for the eight bytes such a type begins with.
+A kernel has some 100,000 types, and a module asks for ten of them.  Native code indexes
+their names.  Where it is not installed, or ``KPROBE_MODULES_PURE=1`` asks to do without,
+nothing is parsed: the name is searched among the strings, then the eight bytes that a
+type of that name and kind begins with among the types.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from kprobe_modules.btf import MAGIC, Kind
 from kprobe_modules.errors import NotSupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    find: Callable[[bytes, int, int, tuple[int, ...], int], int] | None
+    from kprobe_modules.kernelbtf import _index
+
+    Index: type[_index.Index] | None
 elif os.environ.get("KPROBE_MODULES_PURE", "") not in {"", "0"}:
-    find = None
+    Index = None
 else:
     try:
-        from kprobe_modules.kernelbtf._walk import find
+        from kprobe_modules.kernelbtf._index import Index
     except ImportError:
-        find = None
+        Index = None
 
 __all__ = ["KernelBtf"]
 
@@ -40,7 +42,7 @@ _SYS = Path("/sys")
 _HEADER: Final = struct.Struct("=HBBIIIII")
 _WORD: Final = struct.Struct("=I")
 _LINKAGES: Final = 2  # BTF_FUNC_STATIC, _GLOBAL, _EXTERN
-_MANY_NAMES: Final = 16  # more than `find` takes; a name has one offset, or one in a tail
+_KINDS: Final = 1 << Kind.FUNC | 1 << Kind.TYPEDEF
 
 _ABSENT: Final = -1
 _PRESENT: Final = -2
@@ -51,8 +53,8 @@ class KernelBtf:
     """
     Look names up in the kernel's BTF.
 
-    Each new question costs about a millisecond, and answers are remembered.
-    :meth:`close` gives the memory back (6 MB) and keeps the answers; a new question
+    The first question costs some milliseconds, and answers are remembered.
+    :meth:`close` gives the memory back (8 MB) and keeps the answers; a new question
     afterwards reads the file again.  Kernel modules are those loaded when first asked
     about; make a new object to see others.  Safe to use from several threads.
     """
@@ -197,6 +199,14 @@ class _Image:
         self._base = base
         #: Offsets of a module's own strings go on where its base's end.
         self._first = len(base._strings) if base else 0  # noqa: SLF001 - of the same class
+        self.index: _index.Index | None = None
+        above = base.index if base else None
+        if Index is not None and (base is None or above is not None):
+            places = (
+                (self._types.start, self._types.stop),
+                (self._strings.start, self._strings.stop),
+            )
+            self.index = Index(self._data, *places, _KINDS, above)
 
     def number(self, name: str, kind: Kind) -> int:
         """
@@ -204,15 +214,12 @@ class _Image:
 
         The first is 0; ``_ABSENT`` without one, ``_PRESENT`` if it cannot be counted.
         """
-        offsets = tuple(self._offsets(name))
-        if not offsets:
-            return _ABSENT
-        if find is not None and len(offsets) <= _MANY_NAMES:
-            found = find(self._data, self._types.start, self._types.stop, offsets, kind)
-            # A kind of type that is newer than this: what it is followed by is unknown.
-            if found >= _ABSENT:
+        if self.index is not None:
+            found = self.index.find(name.encode(), kind)
+            # Behind a kind of type that is newer than this may be what is not in the index.
+            if found >= 0 or self.index.whole:
                 return found
-        there = any(kind in self._kinds(offset) for offset in offsets)
+        there = any(kind in self._kinds(offset) for offset in self._offsets(name))
         return _PRESENT if there else _ABSENT
 
     def _offsets(self, name: str) -> Iterator[int]:
