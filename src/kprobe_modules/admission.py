@@ -8,8 +8,7 @@ Undone as a whole when any step fails.
 from __future__ import annotations
 
 from functools import cache, partial
-from threading import Thread
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -42,37 +41,6 @@ __all__ = ["Admission"]
 
 STACK_TRACES = "stack_traces"
 """The tunable with which programs write stacks (bpf/km/stack.h)."""
-
-
-_Value = TypeVar("_Value")
-
-
-class _Ahead(Generic[_Value]):
-    """
-    What a function returns or raises, asked in a thread before it is needed.
-    """
-
-    def __init__(self, ask: Callable[[], _Value]) -> None:
-        self._ask = ask
-        self._thread = Thread(target=self._run, name="ahead", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._ask()
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self._error: BaseException | None = error
-        else:
-            self._error = None
-
-    def result(self) -> _Value:
-        """
-        Wait for it.
-        """
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -128,12 +96,10 @@ class Admission:
             self._context(manifest, spec, module_id, tunables, live, resources)
         )
         undo.callback(self.offers.withdraw, name)
-        # The kernel's time for loading programs is enough to import what handles them.
-        handler_class = _Ahead(manifest.handler_class)
 
         @cache
         def bind() -> Binding:
-            handler = handler_class.result()(context)
+            handler = manifest.handler_class()(context)
             binding = Binding(name, module_id, spec, handler, self.resolver)
             binding.register(self.intake.drainer)
             undo.callback(binding.unregister, self.intake.drainer)
@@ -152,6 +118,7 @@ class Admission:
                 constants={**self._constants(spec, module_id), **tunables},
                 chosen=self._choices_of(name),
                 open_source=lambda source: self.sources.open(name, bind().handler, source),
+                while_loading=manifest.handler_class,
                 before_attach=bind,
             )
         )

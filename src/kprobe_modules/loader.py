@@ -11,8 +11,9 @@ again with the next one; an object is never half live.
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -95,6 +96,9 @@ class Plan:
     """The user's choices of alternatives, by hook name."""
     open_source: Callable[[str], Closeable] | None = None
     """Opens what a handler reads itself, for alternatives that are no program."""
+    while_loading: Callable[[], object] = lambda: None
+    """Called in a thread while the kernel loads: to import what is needed next.  Whatever
+    it raises will show then."""
     before_attach: Callable[[], object] = lambda: None
     """Called when the programs are loaded, before the first can write a message; more
     than once if an alternative is struck out afterwards."""
@@ -228,10 +232,16 @@ def load(plan: Plan, target: BpfObject, wanted: set[str]) -> None:
     """
     for name, program in target.programs.items():
         program.set_autoload(name in wanted)
+    Thread(target=_quietly, args=(plan.while_loading,), name="while loading", daemon=True).start()
     target.load()
     for slot, name in plan.manifest.tail_calls.items():
         if name in wanted:
             plan.common.fill_slot(slot, plan.manifest.name, target.programs[name].fd)
+
+
+def _quietly(work: Callable[[], object]) -> None:
+    with suppress(Exception):
+        work()
 
 
 def attach_program(program: BpfProgram, spec: ProgramSpec, link_info: bytes = b"") -> Link:
