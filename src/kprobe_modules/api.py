@@ -12,7 +12,7 @@ from pathlib import Path
 from kprobe_modules.decode import text
 from kprobe_modules.errors import KprobeModulesError
 from kprobe_modules.handler import Context, DataChunk, Handler, MapAccess, Source
-from kprobe_modules.libbpf import network_namespace
+from kprobe_modules.libbpf import count_attached, network_namespace
 from kprobe_modules.manifest import Alternative, Hook, Manifest
 from kprobe_modules.records import Record
 
@@ -27,6 +27,7 @@ __all__ = [
     "MapAccess",
     "Record",
     "Source",
+    "count_attached",
     "include_directory",
     "network_namespace",
     "text",

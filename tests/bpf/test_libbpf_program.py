@@ -8,6 +8,7 @@ import mmap
 import os
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from kprobe_modules.errors import RingError
 from kprobe_modules.libbpf import (
     BpfObject,
     KernelError,
+    count_attached,
     enable_stats,
     open_bpf_output,
     prog_info,
@@ -25,6 +27,7 @@ from tests.support.requirements import needs
 
 KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
 RAW_TRACEPOINT = 17
+INGRESS = 0
 PERF_RECORD_SAMPLE = 9
 
 
@@ -136,3 +139,22 @@ def test_no_event_on_a_cpu_that_does_not_exist():
     with pytest.raises(RingError, match="CPU 4095") as caught:
         open_bpf_output(4095, wakeup_watermark=0)
     assert caught.value.errno in {errno.ENODEV, errno.EINVAL}
+
+
+def test_what_is_attached_to_a_cgroup_is_counted(library):
+    needs.root()
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    folders = [fields[1] for fields in mounts if fields[2] == "cgroup2"]
+    needs.that(folders, "needs a version 2 cgroup hierarchy")
+    folder = os.open(folders[0], os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert count_attached(folder, INGRESS, library=library) >= 0
+    finally:
+        os.close(folder)
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(KernelError, match=f"descriptor {reader}: .*EBADF"):
+            count_attached(reader, INGRESS, library=library)
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kprobe_modules.libbpf.descriptor import Descriptor, KernelError
-    from kprobe_modules.libbpf.ids import link_ids, map_ids, program_ids
+    from kprobe_modules.libbpf.ids import count_attached, link_ids, map_ids, program_ids
     from kprobe_modules.libbpf.link import Link
     from kprobe_modules.libbpf.map import MapInfo, possible_cpus
     from kprobe_modules.libbpf.namespaces import network_namespace
@@ -40,6 +40,7 @@ __all__ = [
     "MapInfo",
     "ProgramInfo",
     "candidates",
+    "count_attached",
     "enable_stats",
     "find",
     "link_ids",
@@ -64,6 +65,7 @@ _HOMES = {
     "MapInfo": "map",
     "ProgramInfo": "program",
     "candidates": "provider",
+    "count_attached": "ids",
     "enable_stats": "program",
     "find": "provider",
     "link_ids": "ids",

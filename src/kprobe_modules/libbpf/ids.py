@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The kernel's own lists of programs, maps and links, for doctor and leak tests.
+The kernel's own lists of programs, maps and links, and what is attached to something.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LinkInfo",
+    "count_attached",
     "link_ids",
     "link_info",
     "map_ids",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _CAPABILITY = "CAP_SYS_ADMIN"
+_CAPABILITY_OF_NETWORKS = "CAP_NET_ADMIN"
 
 
 @attrs.frozen
@@ -108,6 +110,30 @@ def link_info(fd: int, *, library: Library | None = None) -> LinkInfo:
     if code < 0:
         raise KernelError(-code, f"link descriptor {fd}: information")
     return LinkInfo(found.id, found.type, found.prog_id)
+
+
+def count_attached(fd: int, attach_type: int, *, library: Library | None = None) -> int:
+    """
+    Return how many programs are attached to what a descriptor stands for.
+
+    Args:
+        fd: of a cgroup's folder, a network namespace, and the like.
+        attach_type: a value of ``enum bpf_attach_type`` of <linux/bpf.h>; it says what
+            *fd* must be of.
+        library: the libbpf to ask with.
+
+    Raises:
+        PrivilegeError: CAP_NET_ADMIN is missing.
+        KernelError: *fd* is of something else (EBADF, EINVAL).
+    """
+    count = ctypes.c_uint32(0)
+    c = (library or in_use()).c
+    code = c.bpf_prog_query(fd, attach_type, 0, None, None, ctypes.byref(count))
+    if code in {-errno.EPERM, -errno.EACCES}:
+        raise PrivilegeError(_CAPABILITY_OF_NETWORKS, f"to ask what is attached to {fd}")
+    if code < 0:
+        raise KernelError(-code, f"descriptor {fd}: programs attached to it")
+    return count.value
 
 
 def _walk(advance: Callable[[int, object], int], what: str) -> list[int]:

@@ -103,6 +103,7 @@ _CALLS: dict[str, Prototype] = {
     "bpf_prog_get_fd_by_id": (c_int, (c_uint32,)),
     "bpf_map_get_fd_by_id": (c_int, (c_uint32,)),
     "bpf_link_get_fd_by_id": (c_int, (c_uint32,)),
+    "bpf_prog_query": (c_int, (c_int, c_uint32, c_uint32, _u32p, _u32p, _u32p)),
 }
 
 _KERNEL: dict[str, Prototype] = {
