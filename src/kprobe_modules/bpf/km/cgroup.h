@@ -7,19 +7,27 @@
 
 struct kernfs_node {
 	__u64 id;
+	const char *name; /* last component of the path; empty for a root */
+	void *priv;	  /* a folder's is its struct cgroup */
 } KM_CORE;
 
 struct cgroup_root {
 	int hierarchy_id; /* 0 is the default (v2) hierarchy */
 } KM_CORE;
 
-struct cgroup {
-	struct kernfs_node *kn;
-	struct cgroup_root *root;
-} KM_CORE;
+struct cgroup_subsys;
 
 struct cgroup_subsys_state {
 	struct cgroup *cgroup;
+	struct cgroup_subsys *ss; /* NULL for the one that is in struct cgroup */
+	unsigned int flags;
+	struct cgroup_subsys_state *parent;
+} KM_CORE;
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
 } KM_CORE;
 
 struct css_set {
@@ -54,6 +62,20 @@ static __always_inline struct cgroup *km_task_cgroup(struct task_struct *task)
 			return memory;
 	}
 	return km_read(set, dfl_cgrp);
+}
+
+/* whether a cgroup is in the hierarchy that km_task_cgroup() chooses */
+static __always_inline bool km_cgroup_counts(struct cgroup *cgroup)
+{
+	struct task_struct *any = (struct task_struct *)bpf_get_current_task();
+
+	return km_read(cgroup, root) == km_read(km_task_cgroup(any), root);
+}
+
+/* the cgroup above, NULL for a root */
+static __always_inline struct cgroup *km_cgroup_parent(struct cgroup *cgroup)
+{
+	return km_read(cgroup, self.parent, cgroup);
 }
 
 static __always_inline km_cgroup_id km_cgroup_id_of(struct cgroup *cgroup)

@@ -49,6 +49,9 @@
 /* task_struct.flags (include/linux/sched.h; the same on 5.10 to 7.3) */
 #define PF_KTHREAD 0x00200000U
 
+/* cgroup_subsys_state.flags (include/linux/cgroup-defs.h; the same on 5.10 to 7.3) */
+#define CSS_ONLINE 2U
+
 /* signal_struct.flags (include/linux/sched/signal.h; the same on 5.10 to 7.3) */
 #define SIGNAL_GROUP_EXIT 0x00000004U
 
