@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 import string
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -154,7 +154,7 @@ class _Walk:
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, str | int | bool | None] = {"container_id": None}
+        self.found: dict[str, Any] = {"container_id": None}
         self._parent = ""
         self._grandparent = ""
         self._in_kubepods = False
