@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The containers module against the truth, on whatever kernel this runs on.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections import Counter, defaultdict
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kprobe_modules.modules.containers import MODULE
+from kprobe_modules.modules.containers.records import (
+    CgroupCreated,
+    CgroupDestroyed,
+    CgroupRenamed,
+    ContainerStarted,
+    ContainerStopped,
+)
+
+from kprobe_modules import Collector
+from kprobe_modules.features import Features
+from kprobe_modules.objectfile import read
+from tests.support.cgroups import (
+    SHAPES,
+    VERSION_1_OPTIONAL,
+    Forest,
+    ShapeError,
+    shaped,
+    where,
+    where_number,
+)
+from tests.support.requirements import needs
+from tests.support.watch import record_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from kprobe_modules import Record
+    from tests.support.cgroups import Cgroup
+
+KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
+CONTAINER = "3f" * 32
+
+
+@pytest.fixture(autouse=True)
+def _needs_root() -> None:
+    needs.root()
+
+
+@contextmanager
+def forest(shape: str) -> Iterator[Forest]:
+    """
+    Give a folder for cgroups, in hierarchies mounted in that shape.
+    """
+    with ExitStack() as stack:
+        try:
+            root = stack.enter_context(shaped(shape))
+        except ShapeError as error:
+            if not where_number() and KERNEL < VERSION_1_OPTIONAL:
+                raise
+            pytest.xfail(f"the shape {shape} cannot be had here: {error}")
+        yield stack.enter_context(Forest(root))
+
+
+def of(records: Iterable[Record], kind: type[Any]) -> list[Any]:
+    return [record for record in records if isinstance(record, kind)]
+
+
+def record_work(collector: Collector, work: Callable[[], object]) -> list[Record]:
+    """
+    Do some work in a thread; return what was recorded meanwhile.
+    """
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    records = record_until(collector, lambda: not thread.is_alive())
+    thread.join()
+    if failed:
+        raise failed[0]
+    return records
+
+
+def by_cgroup(records: Sequence[Record], truth: Iterable[Cgroup]) -> dict[int, list[Any]]:
+    """
+    Sort records about cgroups of the workload by id, keeping their order.
+    """
+    wanted = {cgroup.cgroup_id for cgroup in truth}
+    found: dict[int, list[Any]] = defaultdict(list)
+    for record in records:
+        identity = getattr(record, "cgroup_id", None)
+        if identity in wanted and record.module == "containers":
+            found[identity].append(record)
+    return found
+
+
+def check_one(truth: Cgroup, records: Sequence[Any], hierarchy: int) -> None:
+    """
+    Compare all that was recorded of a cgroup that came and went with what was done.
+    """
+    assert [type(item) for item in records] == [CgroupCreated, CgroupDestroyed], truth
+    created, destroyed = records
+    assert not created.existing
+    assert created.time <= destroyed.time
+    for item in records:
+        assert item.path == truth.path
+        assert item.parent_cgroup_id == truth.parent_id
+        assert item.name == truth.path.rpartition("/")[2]
+        assert item.hierarchy == hierarchy
+
+
+def in_order(records: Iterable[Record]) -> bool:
+    times = [item.time for item in records if item.module == "containers"]
+    return times == sorted(times)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_cgroup_exactly_once(shape: str) -> None:
+    with forest(shape) as trees, Collector(["containers"]) as collector:
+        first = len(trees.truth)
+        records = record_work(collector, lambda: trees.churn(509))
+        stats = collector.stats().modules["containers"]
+    truth = trees.truth[first:]
+    found = by_cgroup(records, truth)
+
+    assert len(truth) == 509
+    assert max(cgroup.path.count("/") for cgroup in truth) == 8
+    assert max(len(cgroup.path) for cgroup in truth) > 1024
+    for cgroup in truth:
+        check_one(cgroup, found[cgroup.cgroup_id], trees.root.number)
+    assert in_order(records)
+    ids = {item.cgroup_id for item in of(records, CgroupCreated) if not item.existing}
+    assert ids == {cgroup.cgroup_id for cgroup in truth}, "of other hierarchies, or of nobody"
+    assert stats["lost"] == stats["errors"] == 0
+    assert stats["emitted"] == stats["received"]
+
+
+def test_attach_in_the_middle() -> None:
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            trees.churn(7, pause=0.003)
+
+    with forest("as_is") as trees, Collector() as collector:
+        old = [trees.make(trees.top, f"old-{index}") for index in range(13)]
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            time.sleep(0.3)
+            before = time.monotonic_ns()
+            collector.attach("containers")
+            after = time.monotonic_ns()
+            wanted = len(trees.truth) + 150
+            records = record_until(
+                collector, lambda: len(trees.truth) > wanted or not thread.is_alive()
+            )
+        finally:
+            stop.set()
+            thread.join()
+        records += collector.flush()
+        stays = {trees.of(folder).cgroup_id for folder in old} | {trees.of(trees.top).cgroup_id}
+    truth = trees.truth
+    found = by_cgroup(records, truth)
+
+    late = 0
+    for cgroup in truth:
+        kinds = [type(item) for item in found[cgroup.cgroup_id]]
+        if cgroup.cgroup_id in stays:
+            assert kinds == [CgroupCreated], cgroup
+            assert found[cgroup.cgroup_id][0].existing
+        elif cgroup.died < before:
+            assert not kinds, f"{cgroup} was gone"
+        else:
+            assert kinds in ([], [CgroupCreated, CgroupDestroyed]), cgroup
+            if cgroup.died > after:
+                assert kinds, cgroup
+            if cgroup.born > after:
+                assert not found[cgroup.cgroup_id][0].existing
+                late += 1
+        for item in found[cgroup.cgroup_id]:
+            assert item.path == cgroup.path
+            assert item.parent_cgroup_id == cgroup.parent_id
+    assert late > 100
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_existing_cgroups_are_found_once(shape: str) -> None:
+    with forest(shape) as trees:
+        # More than one pass of the iterator reports.
+        for index in range(41):
+            trees.chain(f"old-{index}", 7)
+        with Collector(["containers"]) as collector:
+            records = collector.flush()
+            collector.resync("containers")
+            again = collector.flush()
+    created = of(records, CgroupCreated)
+    times = Counter(item.cgroup_id for item in created)
+    paths = {item.cgroup_id: item.path for item in created}
+    (steady,) = (record for record in records if record.record == "steady")
+
+    assert len(trees.truth) == 1 + 41 * 7
+    assert {identity for identity, count in times.items() if count > 1} == set()
+    assert all(item.existing for item in created)
+    assert steady.found == len(created)  # type: ignore[attr-defined]
+    for cgroup in trees.truth:
+        assert paths[cgroup.cgroup_id] == cgroup.path
+    assert [item.path for item in created if item.parent_cgroup_id is None] == ["/"]
+    assert {item.hierarchy for item in created} == {trees.root.number}
+    assert in_order(records)
+    assert of(again, CgroupCreated) == [], "what is known is not reported again"
+
+
+@contextmanager
+def sleepers(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    running = [subprocess.Popen(["sleep", "60"]) for _ in range(count)]
+    try:
+        yield running
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+
+
+MODULES = (
+    ("containers",),
+    ("processes",),
+    ("containers", "processes"),
+    ("processes", "containers"),
+)
+
+
+@pytest.mark.parametrize("modules", MODULES, ids="-".join)
+def test_a_move_is_told_once_whoever_is_attached(modules: tuple[str, ...]) -> None:
+    with forest("as_is") as trees, sleepers(5) as group, Collector(modules) as collector:
+        one, two = trees.make(trees.top, "one"), trees.make(trees.top, "two")
+        for folder in (one, two):
+            for each in group:
+                (folder / "cgroup.procs").write_text(str(each.pid))
+        ids = [trees.of(folder).cgroup_id for folder in (one, two)]
+        records = collector.flush()
+        home = trees.of(two).path
+        lines = (f"{trees.root.number}:", home)
+        for each in group:
+            told = open(f"/proc/{each.pid}/cgroup", encoding="ascii")  # noqa: SIM115, PTH123
+            with told:
+                assert any(
+                    line.startswith(lines[0]) and line.endswith(f":{home}\n") for line in told
+                )
+        for each in group:
+            each.kill()
+            each.wait()
+    teller = "processes" if "processes" in modules else "containers"
+    moved = [record for record in records if record.record == "process_moved"]
+
+    for each in group:
+        mine: list[Any] = [item for item in moved if item.pid == each.pid]  # type: ignore[attr-defined]
+        assert [item.cgroup_id for item in mine] == ids
+        assert {item.module for item in mine} == {teller}
+        assert mine[1].old_cgroup_id == ids[0]
+        assert {(item.comm, item.parent_pid, item.uid) for item in mine} == {
+            ("sleep", os.getpid(), 0)
+        }
+        assert len({item.start_time for item in mine}) == 1
+
+
+def test_moves_are_told_by_who_stays() -> None:
+    with forest("as_is") as trees, sleepers(1) as (one,):
+        folders = [trees.make(trees.top, name) for name in "abc"]
+        with Collector(["containers", "processes"]) as collector:
+            (folders[0] / "cgroup.procs").write_text(str(one.pid))
+            records = collector.flush()
+            records += collector.detach("processes")
+            (folders[1] / "cgroup.procs").write_text(str(one.pid))
+            records += collector.flush()
+            collector.attach("processes")
+            (folders[2] / "cgroup.procs").write_text(str(one.pid))
+            records += collector.flush()
+        ids = [trees.of(folder).cgroup_id for folder in folders]
+        one.kill()
+        one.wait()
+    moved = [
+        (item.module, item.cgroup_id)  # type: ignore[attr-defined]
+        for item in records
+        if item.record == "process_moved" and item.pid == one.pid  # type: ignore[attr-defined]
+    ]
+
+    assert moved == list(zip(("processes", "containers", "processes"), ids, strict=True))
+
+
+def version_1() -> str:
+    """
+    Return the shape with a version 1 hierarchy that counts.
+    """
+    return "as_is" if where_number() else "hybrid"
+
+
+def has_version_1() -> bool:
+    try:
+        with shaped(version_1()):
+            return True
+    except ShapeError:
+        return False
+
+
+def test_a_rename_moves_all_that_is_below() -> None:
+    with forest(version_1()) as trees:
+        old = trees.make(trees.top, "old")
+        with Collector(["containers"]) as collector:
+            new = trees.make(trees.top, "new")
+            below = trees.make(trees.make(new, "a"), "b")
+            renamed = trees.rename(new, "renamed")
+            again = trees.rename(old, "existing")
+            last = trees.make(renamed / "a" / "b", "c")
+            records = collector.flush()
+            for folder in (last, renamed / "a" / "b", renamed / "a", renamed, again):
+                trees.remove(folder)
+            records += collector.flush()
+    del below
+    renames = of(records, CgroupRenamed)
+    top = trees.truth[0].path
+    found = by_cgroup(records, trees.truth)
+    ends = {item.path for item in of(records, CgroupDestroyed)}
+
+    assert [(item.old_path, item.path) for item in renames] == [
+        (f"{top}/new", f"{top}/renamed"),
+        (f"{top}/old", f"{top}/existing"),
+    ]
+    assert [(item.old_name, item.name) for item in renames] == [
+        ("new", "renamed"),
+        ("old", "existing"),
+    ]
+    assert ends >= {cgroup.path for cgroup in trees.truth[1:]}
+    assert {f"{top}/renamed/a/b/c", f"{top}/renamed/a/b", f"{top}/renamed/a"} <= ends
+    (created,) = (item for item in of(records, CgroupCreated) if item.name == "c")
+    assert created.path == f"{top}/renamed/a/b/c"
+    assert all(
+        sum(isinstance(item, CgroupCreated) for item in seen) == 1 for seen in found.values()
+    )
+
+
+def test_a_container_starts_and_stops_with_its_topmost_cgroup() -> None:
+    with forest("as_is") as trees:
+        old = trees.make(trees.top, f"cri-containerd-{CONTAINER}.scope")
+        with Collector() as collector:
+            collector.attach("containers", ask_runtimes=0)
+            new = trees.make(trees.top, f"docker-{CONTAINER[::-1]}.scope")
+            inner = trees.make(new, "init.scope")
+            for folder in (inner, new, old):
+                trees.remove(folder)
+            records = collector.flush()
+    told = [
+        (item.record, item.runtime, item.container_id, item.path.rpartition("/")[2])
+        for item in records
+        if isinstance(item, ContainerStarted | ContainerStopped)
+    ]
+    names = [f"docker-{CONTAINER[::-1]}.scope", f"cri-containerd-{CONTAINER}.scope"]
+
+    assert told == [
+        ("container_started", "containerd", CONTAINER, names[1]),
+        ("container_started", "docker", CONTAINER[::-1], names[0]),
+        ("container_stopped", "docker", CONTAINER[::-1], names[0]),
+        ("container_stopped", "containerd", CONTAINER, names[1]),
+    ]
+    assert [item.existing for item in of(records, ContainerStarted)] == [True, False]
+    (within,) = (item for item in of(records, CgroupCreated) if item.name == "init.scope")
+    assert within.container_id == CONTAINER[::-1]
+
+
+def alternatives() -> list[tuple[str, str]]:
+    return [(hook.name, item.name) for hook in MODULE.hooks for item in hook.alternatives]
+
+
+ABSENT_SOMEWHERE = {
+    "cgroup_populate_dir": "called css_populate_dir since 4.4",
+    "kill_css": "inlined by some compilers",
+    "cgroup_control": "inlined by most compilers",
+    "cgroup": "the iterator is there since 6.1",
+    "cgroup1_rename": "inlined by some compilers",
+}
+
+
+@pytest.mark.parametrize(("hook", "name"), alternatives())
+def test_each_alternative(hook: str, name: str) -> None:
+    spec = read(MODULE.object_bytes("x86_64"), "containers")
+    if name != "walk":
+        (alternative,) = (item for item in MODULE.hook(hook).alternatives if item.name == name)
+        features = Features()
+        try:
+            for program in map(spec.program, alternative.programs):
+                answer = features.program(program.kind, program.target)
+                if not answer:
+                    allowed = program.target in ABSENT_SOMEWHERE or not features.kprobes()
+                    assert allowed, f"{program.section} should be on this kernel: {answer.reason}"
+                    return
+        finally:
+            features.close()
+    # Without version 1 it is attached all the same, and has nothing to say.
+    wants_version_1 = hook in {"rename", "existing_v1"} and has_version_1()
+    if hook == "existing" and where_number():
+        return  # what it finds does not count on this machine
+    with forest(version_1() if wants_version_1 else "as_is") as trees:
+        old = [trees.chain(f"old-{index}", 3)[-1] for index in range(3)]
+        with Collector(chosen={f"containers.{hook}": name}) as collector:
+            collector.attach("containers")
+            live = collector.status("containers").live[hook]
+            records = record_work(collector, lambda: trees.churn(29))
+            check_renames_and_moves(collector, trees, renames=wants_version_1)
+        found = by_cgroup(records, trees.truth)
+        assert name == "walk" or live == spec.program(name).section
+        for folder in old:
+            (created,) = found[trees.of(folder).cgroup_id]
+            assert created.existing
+            assert created.path == trees.of(folder).path
+        churned = [cgroup for cgroup in trees.truth if cgroup.died and "-old" not in cgroup.path]
+        assert len(churned) >= 29
+        for cgroup in churned[:29]:
+            check_one(cgroup, found[cgroup.cgroup_id], trees.root.number)
+        assert in_order(records)
+
+
+def check_renames_and_moves(collector: Collector, trees: Forest, *, renames: bool) -> None:
+    """
+    Rename and move, also where the kernel refuses to.
+    """
+    one = trees.make(trees.top, "one")
+    with sleepers(1) as (process,):
+        if renames:
+            with pytest.raises(OSError):  # noqa: PT011 - there is one of that name
+                one.rename(trees.top / "old-0-0")
+            one = trees.rename(one, "uno")
+        (one / "cgroup.procs").write_text(str(process.pid))
+        records = collector.flush()
+        process.kill()
+        process.wait()
+    renamed = of(records, CgroupRenamed)
+    moved = [item for item in records if item.record == "process_moved"]
+
+    assert [(item.old_name, item.name) for item in renamed] == ([("one", "uno")] if renames else [])
+    assert [(item.pid, item.cgroup_id) for item in moved] == [  # type: ignore[attr-defined]
+        (process.pid, trees.of(one).cgroup_id)
+    ]
+    assert where().number == trees.root.number
+
+
+def test_a_full_cgroup_that_is_not_removed_has_not_ended() -> None:
+    with forest("as_is") as trees, Collector(["containers"]) as collector:
+        above = trees.make(trees.top, "above")
+        trees.make(above, "below")
+        for _ in range(3):
+            with pytest.raises(OSError, match="busy"):
+                above.rmdir()
+        records = collector.flush()
+        assert of(records, CgroupDestroyed) == []

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Cgroups that come and go, and the truth about them: mkdir, rmdir, rename, stat, /proc.
+
+Nothing here knows of BPF or of the module that is tested.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Self
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["SHAPES", "Cgroup", "Forest", "Root", "ShapeError", "shaped", "where"]
+
+SHAPES = ("as_is", "hybrid", "v1")
+"""How hierarchies are mounted: as the machine has them, with a version 1 hierarchy of the
+memory controller beside version 2, and with that alone."""
+
+VERSION_1_OPTIONAL = (6, 11)
+"""The kernel since which memory controllers of version 1 can be left out (CONFIG_MEMCG_V1)."""
+
+
+class ShapeError(Exception):
+    """
+    This kernel or machine cannot mount hierarchies that way.
+    """
+
+
+@attrs.frozen
+class Root:
+    """
+    The hierarchy that counts: the memory controller's own, else version 2.
+    """
+
+    folder: Path
+    """Where it is mounted."""
+    number: int
+    """As in ``/proc/PID/cgroup``."""
+
+
+@attrs.define
+class Cgroup:
+    """
+    What the workload knows of one of its cgroups.
+    """
+
+    cgroup_id: int
+    parent_id: int
+    path: str
+    """From the root of the hierarchy."""
+    born: int
+    """CLOCK_MONOTONIC in ns, just before it was made."""
+    made: int
+    """The same, once it was there."""
+    died: int = 0
+    """The same, once it was removed; 0 while it is there."""
+
+
+def where() -> Root:
+    """
+    Return the hierarchy that counts, by what procfs says.
+    """
+    number, wanted = 0, " - cgroup2 "
+    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+        entry = line.split(":", 2)
+        if "memory" in entry[1].split(","):
+            number, wanted = int(entry[0]), " - cgroup "
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        options = line.split()[-1].split(",")
+        if wanted in line and (not number or "memory" in options):
+            return Root(Path(line.split()[4]), number)
+    raise ShapeError(f"hierarchy {number} is not mounted")  # noqa: TRY003, EM102
+
+
+def _mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ShapeError(f"mount {' '.join(arguments)}: {done.stderr.strip()}")  # noqa: TRY003, EM102
+
+
+def _wait_for_version_2(seconds: float = 20.0) -> None:
+    """
+    Wait until the memory controller is back where it was.
+    """
+    deadline = time.monotonic() + seconds
+    while where_number():
+        assert time.monotonic() < deadline, "the version 1 hierarchy stays after it was unmounted"
+        time.sleep(0.05)
+
+
+def where_number() -> int:
+    """
+    Return the number of the memory controller's own hierarchy, 0 without one.
+    """
+    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+        entry = line.split(":", 2)
+        if "memory" in entry[1].split(","):
+            return int(entry[0])
+    return 0
+
+
+@contextmanager
+def shaped(shape: str) -> Iterator[Root]:
+    """
+    Mount hierarchies in one of the `SHAPES` while the body runs.
+
+    Raises:
+        ShapeError: when that is not possible here.
+    """
+    if shape == "as_is":
+        yield where()
+        return
+    if where_number():
+        raise ShapeError("the machine has a version 1 hierarchy already")  # noqa: TRY003, EM101
+    version_2 = where().folder
+    folder = tempfile.mkdtemp(prefix="km-memory-")
+    try:
+        _mount("-t", "cgroup", "-o", "memory", "cgroup", folder)
+        try:
+            if shape == "v1":
+                subprocess.run(["umount", "--lazy", version_2], check=True)
+            yield where()
+        finally:
+            if shape == "v1":
+                _mount("-t", "cgroup2", "cgroup2", str(version_2))
+            subprocess.run(["umount", folder], check=True)
+            _wait_for_version_2()
+    finally:
+        Path(folder).rmdir()
+
+
+class Forest:
+    """
+    Cgroups of one test, below a folder of their own, gone at the end.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.truth: list[Cgroup] = []
+        """All that were ever made, in that order."""
+        self._alive: dict[Path, Cgroup] = {}
+        self.top = self.make(root.folder, f"km-test-{os.getpid()}-{monotonic_ns()}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for folder in sorted(self._alive, key=lambda each: len(each.parts), reverse=True):
+            self.remove(folder)
+
+    def of(self, folder: Path) -> Cgroup:
+        """
+        Return what is known of a cgroup that is there.
+        """
+        return self._alive[folder]
+
+    def path(self, folder: Path) -> str:
+        """
+        Return the path from the root of the hierarchy.
+        """
+        return "/" + str(folder.relative_to(self.root.folder))
+
+    def make(self, parent: Path, name: str) -> Path:
+        """
+        Make a cgroup.
+        """
+        folder = parent / name
+        born = monotonic_ns()
+        folder.mkdir()
+        made = monotonic_ns()
+        cgroup = Cgroup(folder.stat().st_ino, parent.stat().st_ino, self.path(folder), born, made)
+        self.truth.append(cgroup)
+        self._alive[folder] = cgroup
+        return folder
+
+    def remove(self, folder: Path) -> None:
+        """
+        Remove a cgroup; processes that were told to end may still be in it.
+        """
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                folder.rmdir()
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        self._alive.pop(folder).died = monotonic_ns()
+
+    def rename(self, folder: Path, name: str) -> Path:
+        """
+        Rename a cgroup, with all below it.
+        """
+        renamed = folder.with_name(name)
+        folder.rename(renamed)
+        for old in [each for each in self._alive if each == folder or folder in each.parents]:
+            cgroup = self._alive.pop(old)
+            new = renamed / old.relative_to(folder)
+            cgroup.path = self.path(new)
+            self._alive[new] = cgroup
+        return renamed
+
+    def chain(self, name: str, depth: int) -> list[Path]:
+        """
+        Make cgroups one inside the other.
+        """
+        made: list[Path] = []
+        parent = self.top
+        for level in range(depth):
+            parent = self.make(parent, f"{name}-{level}")
+            made.append(parent)
+        return made
+
+    def churn(self, count: int, pause: float = 0.0) -> None:
+        """
+        Make and remove that many: chains of seven, some with the longest names there are.
+        """
+        done = 0
+        while done < count:
+            number = done // 7
+            name = f"{number:04d}-" + ("n" * 248 if number % 5 == 0 else "short")
+            chain = self.chain(name, min(7, count - done))
+            done += len(chain)
+            for folder in reversed(chain):
+                self.remove(folder)
+            if pause:
+                time.sleep(pause)
