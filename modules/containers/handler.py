@@ -105,6 +105,8 @@ class ContainersHandler(Handler):
         """The one that the table is of, once something was heard."""
         self._waiting: dict[int, _Waiting] = {}
         """Cgroups without the one above, by their own id."""
+        self._awaited: dict[int, list[int]] = {}
+        """The ids of those above, and of who waits for each."""
         self._suspects: dict[int, int] = {}
         """Cgroups that a resync did not find, and since when."""
         self._moves: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -206,6 +208,7 @@ class ContainersHandler(Handler):
     def _forget(self) -> None:
         self._table.clear()
         self._waiting.clear()
+        self._awaited.clear()
         self._suspects.clear()
 
     def _appear(self, time: int, cgroup: Cgroup, *, existing: bool) -> Iterable[Record]:
@@ -221,6 +224,7 @@ class ContainersHandler(Handler):
             return ()
         if parent_id is not None and self._table.alive(parent_id) is None:
             self._waiting[cgroup_id] = _Waiting(time, cgroup, existing)
+            self._awaited.setdefault(parent_id, []).append(cgroup_id)
             return ()
         return self._enter(time, cgroup, existing=existing)
 
@@ -233,14 +237,10 @@ class ContainersHandler(Handler):
         records += self._started(time, cgroup, existing=existing)
         for below in self._table.adopt(cgroup):
             records += self._started(time, below, existing=True)
-        ready = [
-            item
-            for item in self._waiting.values()
-            if item.cgroup.parent_cgroup_id == cgroup.cgroup_id
-        ]
-        for item in ready:
-            del self._waiting[item.cgroup.cgroup_id]
-            records += self._enter(item.time, item.cgroup, existing=item.existing)
+        for cgroup_id in self._awaited.pop(cgroup.cgroup_id, ()):
+            item = self._waiting.pop(cgroup_id, None)
+            if item is not None:
+                records += self._enter(item.time, item.cgroup, existing=item.existing)
         return records
 
     def _release(self, time: int, cgroup_id: int) -> list[Record]:
@@ -426,6 +426,7 @@ class ContainersHandler(Handler):
         records: list[Record] = []
         for item in list(self._waiting.values()):
             records += self._release(item.time, item.cgroup.cgroup_id)
+        self._awaited.clear()
         if resync:
             self._moves.clear()
             records += self._compare()

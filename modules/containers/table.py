@@ -100,6 +100,8 @@ class CgroupTable:
 
     def __init__(self) -> None:
         self._alive: dict[int, Cgroup] = {}
+        # Entered before the one above: the id of that one, and theirs.
+        self._orphans: dict[int, dict[int, Cgroup]] = {}
         # In the order of their removal.
         self._removed: OrderedDict[int, Cgroup] = OrderedDict()
 
@@ -135,11 +137,16 @@ class CgroupTable:
         Enter a cgroup below its parent, if that is known, and read its identity.
         """
         if cgroup.parent_cgroup_id is not None:
-            cgroup.parent = self._alive.get(cgroup.parent_cgroup_id)
-        if cgroup.parent is not None:
-            cgroup.parent.children[cgroup.cgroup_id] = cgroup
+            self._place(cgroup, cgroup.parent_cgroup_id)
         cgroup.identify()
         self._alive[cgroup.cgroup_id] = cgroup
+
+    def _place(self, cgroup: Cgroup, parent_id: int) -> None:
+        cgroup.parent = self._alive.get(parent_id)
+        if cgroup.parent is None:
+            self._orphans.setdefault(parent_id, {})[cgroup.cgroup_id] = cgroup
+        else:
+            cgroup.parent.children[cgroup.cgroup_id] = cgroup
 
     def adopt(self, parent: Cgroup) -> list[Cgroup]:
         """
@@ -148,21 +155,17 @@ class CgroupTable:
         Returns:
             All whose path is known now.
         """
+        orphans = self._orphans.pop(parent.cgroup_id, None)
+        if orphans is None:
+            return []
         top = parent
         while top.parent is not None:
             top = top.parent
         # Not the one that the parent itself is below: what says so cannot be true.
-        found = [
-            cgroup
-            for cgroup in self._alive.values()
-            if cgroup.parent is None
-            and cgroup.parent_cgroup_id == parent.cgroup_id
-            and cgroup is not top
-        ]
+        orphans.pop(top.cgroup_id, None)
         below: list[Cgroup] = []
-        for cgroup in found:
-            cgroup.parent = parent
-            parent.children[cgroup.cgroup_id] = cgroup
+        for cgroup in orphans.values():
+            self._place(cgroup, parent.cgroup_id)
             below += cgroup.with_descendants()
         for cgroup in below:
             cgroup.identify()
@@ -175,10 +178,19 @@ class CgroupTable:
         self._alive.pop(cgroup.cgroup_id, None)
         if cgroup.parent is not None:
             cgroup.parent.children.pop(cgroup.cgroup_id, None)
+        elif cgroup.parent_cgroup_id is not None:
+            self._disown(cgroup, cgroup.parent_cgroup_id)
         cgroup.removed = now
         self._removed[cgroup.cgroup_id] = cgroup
         while len(self._removed) > GRACE_COUNT:
             self._removed.popitem(last=False)
+
+    def _disown(self, cgroup: Cgroup, parent_id: int) -> None:
+        orphans = self._orphans.get(parent_id)
+        if orphans is not None:
+            orphans.pop(cgroup.cgroup_id, None)
+            if not orphans:
+                del self._orphans[parent_id]
 
     def expire(self, now: int) -> None:
         """
@@ -195,4 +207,5 @@ class CgroupTable:
         Forget all.
         """
         self._alive.clear()
+        self._orphans.clear()
         self._removed.clear()

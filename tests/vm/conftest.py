@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 #: Run in the guest when KPROBE_MODULES_VM_TESTS does not say otherwise: what another kernel
 #: may answer otherwise.  Emulation is slow, and the rest of tests/bpf runs on the host's kernel.
 TESTS = (
-    "tests/kernel tests/bpf/test_processes_object.py tests/bpf/test_libbpf_attach.py "
-    "tests/bpf/test_features.py tests/bpf/test_collector_order.py"
+    "tests/kernel tests/bpf/test_processes_object.py tests/bpf/test_containers_object.py "
+    "tests/bpf/test_libbpf_attach.py tests/bpf/test_features.py tests/bpf/test_collector_order.py"
 )
 #: Seconds for one guest, its boot included.
 TIMEOUT = 1800.0
