@@ -90,7 +90,7 @@ def _mount(*arguments: str) -> None:
         raise ShapeError(f"mount {' '.join(arguments)}: {done.stderr.strip()}")  # noqa: TRY003, EM102
 
 
-def _wait_for_version_2(seconds: float = 20.0) -> None:
+def _wait_for_version_2(seconds: float = 120.0) -> None:
     """
     Wait until the memory controller is back where it was.
     """
