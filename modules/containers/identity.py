@@ -160,22 +160,17 @@ class _Walk:
         self._in_kubepods = False
         self._in_ecs = False
         self._in_nomad = False
-        self._supervised = False
 
     def enter(self, name: str) -> bool:
         """
         Take the next component; tell whether it is a container's own cgroup.
         """
         started = False
-        if name.startswith("lxc.monitor") or name == "lxc.pivot":
-            # Processes that watch over a container: where they are, they are not in it.
-            self._supervised = True
-        if not self._supervised:
-            self._note_orchestrator(name)
-            container = self._container(name)
-            if container is not None and container[1] != self.found["container_id"]:
-                self.found["runtime"], self.found["container_id"] = container
-                started = True
+        self._note_orchestrator(name)
+        container = self._container(name)
+        if container is not None and container[1] != self.found["container_id"]:
+            self.found["runtime"], self.found["container_id"] = container
+            started = True
         self._note_unit(name)
         self._grandparent, self._parent = self._parent, name
         return started
@@ -218,6 +213,8 @@ class _Walk:
     def _by_name(self, name: str) -> tuple[str | None, str] | None:
         """
         Find LXC's ``lxc/<name>`` and ``lxc.payload.<name>``, and Garden's ``garden/<handle>``.
+
+        LXC's monitors have folders of their own, ``lxc.monitor``, which say nothing here.
         """
         if name.startswith("lxc.payload."):
             return "lxc", name.removeprefix("lxc.payload.")

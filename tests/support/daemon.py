@@ -6,6 +6,7 @@ A daemon on a real Unix socket that answers HTTP as a test wants it: well, badly
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from contextlib import suppress
@@ -52,10 +53,13 @@ class Peer:
 class Daemon:
     """
     Listens at ``path`` and lets ``behave`` talk to each that connects, in a thread of its own.
+
+    With ``uid`` it is that user who listens, which takes root.
     """
 
-    def __init__(self, path: Path, behave: Callable[[Peer], None]) -> None:
+    def __init__(self, path: Path, behave: Callable[[Peer], None], uid: int | None = None) -> None:
         self.path = path
+        self._uid = uid
         self.targets: list[str] = []
         self._behave = behave
         self._over = threading.Event()
@@ -70,7 +74,12 @@ class Daemon:
         self._over.clear()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.path))
+        # Whoever calls listen() is who SO_PEERCRED names.
+        before = os.geteuid()
+        if self._uid is not None:
+            os.seteuid(self._uid)
         self._listener.listen(64)
+        os.seteuid(before)
         thread = threading.Thread(target=self._accept, args=(self._listener,))
         self._threads = [thread]
         thread.start()

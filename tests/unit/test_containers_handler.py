@@ -5,7 +5,6 @@ The containers handler against any order of messages, with cgroup folders as pla
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,6 @@ class Machine:
         return Context(
             name="containers",
             tunables={"ask_runtimes": 0},
-            log=logging.getLogger("test"),
             proc_root=self.proc,
             provide=self.offers.__setitem__,
             find=self.offers.get,
@@ -343,7 +341,6 @@ def _bare_context() -> Context:
     return Context(
         name="containers",
         tunables={"ask_runtimes": 0},
-        log=logging.getLogger("test"),
         proc_root=Path("/nonexistent"),
         provide=nothing,
         find=nothing,

@@ -105,6 +105,14 @@ DOCKER = (
         unit="docker-{A}.scope",
         slice="system.slice",
     ),
+    container(
+        "/system.slice/docker-{A}.scope",
+        "systemd inside with the host's paths, cgroup v1: origin issue 13241",
+        below="/system.slice/docker-{A}.scope/init.scope",
+        runtime="docker",
+        unit="init.scope",
+        slice="-.slice",
+    ),
     container("/{A}", "docker, parent /: neuvector's TestDockerIDDebian"),
     container(
         f"{USER}/user.slice/docker-{{A}}.scope",

@@ -23,6 +23,7 @@ from kprobe_modules.modules.containers.runtimes import (
 )
 
 from tests.support.daemon import Daemon, Peer, reply
+from tests.support.requirements import needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -214,12 +215,16 @@ def test_many_at_once_are_asked_one_by_one(
     assert asker.counts.asked == asker.counts.answered == asker.counts.requests == 211
 
 
-def test_no_more_than_there_is_room_for(path: Path, ask_docker: Callable[..., Enquiries]) -> None:
+def test_no_more_than_there_is_room_for(
+    path: Path, ask_docker: Callable[..., Enquiries], caplog: pytest.LogCaptureFixture
+) -> None:
     asker = ask_docker(limit=5)
     with Daemon(path, silent):
         taken = [asker.ask(container_id(number), "docker", number) for number in range(8)]
     assert taken == [True] * 5 + [False] * 3
     assert asker.counts.refused == 3
+    (line,) = caplog.records
+    assert line.getMessage().startswith("5 containers are being asked for; others go without")
 
 
 def test_answers_that_nobody_takes_count_too(
@@ -337,8 +342,9 @@ def test_rootless_daemons_are_asked_for_their_users_containers_only(
         number = number_in(peer.target)
         peer.send(reply(inspection(number, Name=f"/of-a-user-{number}")))
 
+    needs.that(os.geteuid() == 0, "needs root to be another user")
     asker = ask_docker(Socket("docker", f"{tmp_path}/{{uid}}.sock"))
-    with Daemon(path, well), Daemon(tmp_path / "1000.sock", lie):
+    with Daemon(path, well), Daemon(tmp_path / "1000.sock", lie, uid=1000):
         asker.ask(container_id(7), "docker", 1)
         asker.ask(container_id(7), "docker", 2, uid=1000)
         asker.ask(container_id(7), "docker", 3, uid=0)
@@ -346,6 +352,22 @@ def test_rootless_daemons_are_asked_for_their_users_containers_only(
 
     names = {key: answer.metadata and answer.metadata.name for key, answer in answers.items()}
     assert names == {1: "c7", 2: "of-a-user-7", 3: "c7"}
+
+
+def test_a_users_path_that_leads_to_somebody_elses_daemon(
+    tmp_path: Path, ask_docker: Callable[..., Enquiries]
+) -> None:
+    """
+    We may be allowed to ask a daemon that the user may not.
+    """
+    asker = ask_docker(Socket("docker", f"{tmp_path}/{{uid}}.sock"), patience=0.3)
+    stranger = os.geteuid() + 1
+    with Daemon(tmp_path / f"{stranger}.sock", well) as daemon:
+        asker.ask(container_id(7), "docker", 2, uid=stranger)
+        (answer,) = collect(asker, 1)
+        assert daemon.targets == []
+    assert answer.metadata is None
+    assert f"expected user {stranger} to listen there, found {os.geteuid()}" in (answer.error or "")
 
 
 def lying_id(peer: Peer) -> None:

@@ -45,13 +45,16 @@ class Endpoint:
     For use by one thread at a time, but for `paused_until`.
     """
 
-    def __init__(self, runtime: str, path: str, *, seconds: float, log: Logger) -> None:
+    def __init__(
+        self, runtime: str, path: str, *, uid: int | None = None, seconds: float, log: Logger
+    ) -> None:
         self.runtime = runtime
         self.path = path
         self.paused_until = 0.0
         """On the monotonic clock; until then it is not asked."""
         self.trouble: str | None = None
         """Why it does not answer, or None: it does, or was never asked."""
+        self._uid = uid
         self._seconds = seconds
         self._log = log
         self._pause = PAUSE
@@ -107,6 +110,7 @@ class Endpoint:
             seconds=self._seconds,
             limit=ANSWER_SIZE,
             exchanges=exchanges,
+            uid=self._uid,
         )
         if reply.status == _NOT_FOUND:
             msg = f"{self}: no such container"

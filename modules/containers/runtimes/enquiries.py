@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SOCKETS", "Answer", "Counts", "Enquiries", "Socket"]
 
-NO_UID: Final = -1
 UNKNOWN_ROUNDS: Final = 4
 """How often a container is asked for that no daemon knows: it may be about to, or gone."""
 RETRY: Final = 0.1
@@ -57,7 +56,7 @@ class Socket:
 
     runtime: str
     path: str
-    """``{uid}`` in it stands for the user who runs a rootless container."""
+    """``{uid}`` in it stands for the user who runs a rootless container, and listens there."""
 
 
 SOCKETS: Final = (
@@ -151,7 +150,7 @@ class Enquiries:
         self,
         sockets: Sequence[Socket] = SOCKETS,
         *,
-        limit: int = 256,
+        limit: int = 2048,
         workers: int = 2,
         seconds: float = 5.0,
         patience: float = 30.0,
@@ -166,10 +165,13 @@ class Enquiries:
         self._patience = patience
         self._log = log or logging.getLogger(__name__)
         self._proc_root = proc_root
-        self._endpoints: OrderedDict[tuple[str, int], Endpoint] = OrderedDict()
+        self._endpoints: OrderedDict[tuple[str, int | None], Endpoint] = OrderedDict()
         self._changed = threading.Condition()
         # All that follows is only touched with the condition's lock.
         self._questions: dict[tuple[str, str | None, int | None], _Question] = {}
+        self._promised = 0
+        """Answers that are to come to these."""
+        self._full = False
         self._waiting: list[_Question] = []
         self._busy: set[Endpoint] = set()
         self._answers: list[Answer] = []
@@ -202,7 +204,8 @@ class Enquiries:
             procs: path of the ``cgroup.procs`` of a Nomad task's cgroup.
 
         Returns:
-            Whether an answer will come: there is somebody to ask, and room to remember it.
+            Whether an answer will come: there is somebody to ask, and room to remember it
+            (else `Counts.refused` goes up).
         """
         now = time.monotonic()
         with self._changed:
@@ -216,8 +219,7 @@ class Enquiries:
                 if not endpoints and procs is None:
                     return False
                 question = _Question(key, endpoints, procs, due=now, until=now + self._patience)
-            if self._room() <= 0:
-                self.counts.refused += 1
+            if not self._has_room():
                 return False
             self.counts.asked += 1
             if not self._from_cache(question, cgroup_id, now):
@@ -278,28 +280,38 @@ class Enquiries:
             if runtime not in {None, socket.runtime} or rootless != (uid is not None and uid != 0):
                 continue
             path = socket.path.replace("{uid}", str(uid)) if rootless else socket.path
-            found.append(self._endpoint(socket.runtime, path, uid if rootless else NO_UID))
+            found.append(self._endpoint(socket.runtime, path, uid if rootless else None))
         return found
 
     def _endpoint(self, runtime: str, path: str, uid: int | None) -> Endpoint:
-        key = (path, NO_UID if uid is None else uid)
+        key = (path, uid)
         endpoint = self._endpoints.get(key)
         if endpoint is None:
-            endpoint = Endpoint(runtime, path, seconds=self._seconds, log=self._log)
+            endpoint = Endpoint(runtime, path, uid=uid, seconds=self._seconds, log=self._log)
             self._endpoints[key] = endpoint
             if len(self._endpoints) > USER_ENDPOINTS + len(self._sockets):
                 self._endpoints.popitem(last=False)
         self._endpoints.move_to_end(key)
         return endpoint
 
-    def _room(self) -> int:
+    def _has_room(self) -> bool:
         """
-        Return for how many more answers there is room.
+        Tell whether there is room for another answer, and the log when there begins to be none.
         """
-        promised = sum(len(question.cgroups) for question in self._questions.values())
-        return self._limit - promised - len(self._answers)
+        if self._promised + len(self._answers) < self._limit:
+            self._full = False
+            return True
+        self.counts.refused += 1
+        if not self._full:
+            self._full = True
+            self._log.warning(
+                "%d containers are being asked for; others go without metadata meanwhile",
+                self._limit,
+            )
+        return False
 
     def _add(self, question: _Question, cgroup_id: int, now: float) -> None:
+        self._promised += 1
         question.cgroups.append((cgroup_id, now))
         if question.key not in self._questions:
             self._questions[question.key] = question
@@ -335,6 +347,7 @@ class Enquiries:
         if metadata is None:
             error = "; ".join(question.errors) or "nobody was asked"
         self._questions.pop(question.key, None)
+        self._promised -= len(question.cgroups)
         for cgroup_id, asked in question.cgroups:
             if metadata is not None and source is not None:
                 self.counts.answered += 1

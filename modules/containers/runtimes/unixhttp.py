@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ __all__ = ["AbsentError", "Exchanges", "Reply", "UnreachableError", "get"]
 
 OVERHEAD: Final = 1 << 17
 """Bytes that may come besides the body: heads, lengths of chunks, what is read ahead."""
+
+_CREDENTIALS: Final = struct.Struct("iII")
+"""``struct ucred`` of <linux/socket.h>: pid, uid, gid."""
 
 
 class UnreachableError(OSError):
@@ -144,7 +148,15 @@ class _Connection(http.client.HTTPConnection):
         raise http.client.NotConnected
 
 
-def get(path: str, target: str, *, seconds: float, limit: int, exchanges: Exchanges) -> Reply:
+def get(
+    path: str,
+    target: str,
+    *,
+    seconds: float,
+    limit: int,
+    exchanges: Exchanges,
+    uid: int | None = None,
+) -> Reply:
     """
     Return the reply to ``GET target`` from whoever listens at the Unix socket *path*.
 
@@ -154,6 +166,8 @@ def get(path: str, target: str, *, seconds: float, limit: int, exchanges: Exchan
         seconds: how long all of it may take.
         limit: bytes of the body that are wanted at most; one more is returned if there is more.
         exchanges: knows the connection meanwhile.
+        uid: who has to be listening, if that matters.  A user's path can lead to any socket,
+            and this process may be allowed to talk to more than the user is.
 
     Raises:
         AbsentError: there is no such socket.
@@ -167,6 +181,8 @@ def get(path: str, target: str, *, seconds: float, limit: int, exchanges: Exchan
             connection.arm()
             connection.connect(path)
             exchanges.check()
+            if uid is not None:
+                _check_peer(connection, uid)
             return _exchange(connection, target, limit)
         except TimeoutError:
             msg = f"no complete answer within {seconds:g} s"
@@ -185,6 +201,18 @@ def get(path: str, target: str, *, seconds: float, limit: int, exchanges: Exchan
             # ValueError is what http.client makes of lengths below zero.
             msg = f"no complete HTTP answer: {type(error).__name__} {str(error)[:120]}"
             raise UnreachableError(msg) from error
+
+
+def _check_peer(connection: socket.socket, uid: int) -> None:
+    """
+    Refuse a listener of somebody else's: unix(7), SO_PEERCRED.
+    """
+    size = _CREDENTIALS.size
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    _, found, _ = _CREDENTIALS.unpack(raw)
+    if found != uid:
+        msg = f"expected user {uid} to listen there, found {found}"
+        raise UnreachableError(msg)
 
 
 def _exchange(connection: socket.socket, target: str, limit: int) -> Reply:
