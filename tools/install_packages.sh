@@ -17,6 +17,10 @@ vm='qemu-system-x86_64 qemu-system-x86
 depmod kmod
 busybox busybox-static
 /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring'
+containers='podman podman
+crun crun
+runc runc
+busybox busybox-static'
 peers='/usr/sbin/bpftool bpftool
 /usr/sbin/execsnoop libbpf-tools'
 
