@@ -5,6 +5,7 @@ The containers handler against any order of messages, with cgroup folders as pla
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
