@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kprobe_modules.manifest import Manifest
     from kprobe_modules.resources import Offers, Sources
     from kprobe_modules.spec import ObjectSpec
-    from kprobe_modules.stacks import Resolver
+    from kprobe_modules.stacks import ObservedResolver, Resolver
 
 __all__ = ["Admission"]
 
@@ -100,7 +100,8 @@ class Admission:
         @cache
         def bind() -> Binding:
             handler = manifest.handler_class()(context)
-            binding = Binding(name, module_id, spec, handler, self.resolver)
+            stacks = partial(_observed, context, self.resolver)
+            binding = Binding(name, module_id, spec, handler, stacks)
             binding.register(self.intake.drainer)
             undo.callback(binding.unregister, self.intake.drainer)
             self.dispatcher.add(binding)
@@ -177,3 +178,9 @@ class Admission:
             map=resources.map,
             program_fd=resources.program_fd,
         )
+
+
+def _observed(context: Context, resolver: Callable[[], Resolver]) -> ObservedResolver:
+    from kprobe_modules.stacks import ObservedResolver
+
+    return ObservedResolver(context.observe, resolver)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kprobe_modules.spec import ObjectSpec
-    from kprobe_modules.stacks import Frame, Resolver
+    from kprobe_modules.stacks import Frame, ObservedResolver
 
 __all__ = ["Diagnostics"]
 
@@ -32,11 +32,11 @@ class Diagnostics:
         module: its name.
         spec: its object, which knows codes and lines.
         resolver: gives what names the frames of stacks; called when there is one.
-            None, as away from the machine that wrote them, leaves them numbers.
+            None leaves them numbers.
     """
 
     def __init__(
-        self, module: str, spec: ObjectSpec, resolver: Callable[[], Resolver] | None = None
+        self, module: str, spec: ObjectSpec, resolver: Callable[[], ObservedResolver] | None = None
     ) -> None:
         self._module = module
         self._resolver = resolver

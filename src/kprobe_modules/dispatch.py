@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kprobe_modules.layout import Layout
     from kprobe_modules.rings import Batch, Drained, Drainer
     from kprobe_modules.spec import MessageSpec, ObjectSpec
-    from kprobe_modules.stacks import Resolver
+    from kprobe_modules.stacks import ObservedResolver
 
 __all__ = ["Binding", "Dispatcher", "Faults", "MessageBatch", "message_key"]
 
@@ -241,7 +241,7 @@ def _slots(module: str, spec: ObjectSpec, handler: Handler, *, complete: bool) -
 
 
 def _diagnostic_slots(
-    module: str, spec: ObjectSpec, resolver: Callable[[], Resolver] | None
+    module: str, spec: ObjectSpec, resolver: Callable[[], ObservedResolver] | None
 ) -> Iterator[_Slot]:
     """
     Bind the framework's own messages, for an object whose programs may write them.
@@ -278,7 +278,7 @@ class Binding:
         module_id: int,
         spec: ObjectSpec,
         handler: Handler,
-        resolver: Callable[[], Resolver] | None = None,
+        resolver: Callable[[], ObservedResolver] | None = None,
         *,
         complete: bool = True,
     ) -> None:

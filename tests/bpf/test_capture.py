@@ -20,7 +20,7 @@ from kprobe_modules import Collector, Registry, RingOptions, ensemble
 from kprobe_modules.api import Alternative, Hook, Record
 from kprobe_modules.capture import Capture, Replay
 from kprobe_modules.libbpf import test_run
-from kprobe_modules.records import Failure, Log, Lost, Metrics, Steady, Suppressed
+from kprobe_modules.records import Failure, Log, Lost, Metrics, StackTrace, Steady, Suppressed
 from kprobe_modules.sinks.jsonl import JsonLines
 from tests.support import generator
 from tests.support.generator import emit_one, generate
@@ -103,6 +103,23 @@ def test_logs_and_metrics_are_in_it(tmp_path: Path) -> None:
         records += collector.flush()
     kinds = {type(record) for record in records}
     assert {Log, Metrics, Suppressed} <= kinds
+    _, again = replayed(path, generator.MODULE)
+    assert lines(again[-len(records) :]) == lines(records)
+
+
+def test_frames_have_the_names_that_they_had(tmp_path: Path) -> None:
+    path = tmp_path / "c.kmc"
+    with Capture(path) as capture, Collector(journal=capture) as collector:
+        collector.attach(generator.MODULE, stack_traces=3)
+        records = collector.flush()
+        handler = collector.find("generator")
+        assert isinstance(handler, generator.GeneratorHandler)
+        for _ in range(3):
+            test_run(handler.context.program_fd("emit_with_stack"), cpu=0)
+        records += collector.flush()
+    traces = [record for record in records if isinstance(record, StackTrace)]
+    assert len(traces) == 3
+    assert all(trace.kernel[0].symbol and trace.user[0].object for trace in traces)
     _, again = replayed(path, generator.MODULE)
     assert lines(again[-len(records) :]) == lines(records)
 

@@ -49,7 +49,7 @@ TABLE = {
     "api": "decode errors handler libbpf manifest records",
     # the composing rooms
     "capture": "attached dispatch errors handler journal records registry resources rings sinks "
-    "specjson",
+    "specjson stacks",
     "collector": "attached clock delivery dispatch ensemble errors intake journal libbpf manifest "
     "records registry subscriptions transport",
     "ensemble": "admission attached clock dispatch errors features hooks intake journal libbpf "

@@ -29,6 +29,7 @@ from kprobe_modules.handler import Context
 from kprobe_modules.records import Failure, Stats
 from kprobe_modules.registry import Registry
 from kprobe_modules.resources import Offers
+from kprobe_modules.stacks import ObservedResolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -295,13 +296,15 @@ class Replay:
             map=_NoMap,
             program_fd=partial(_no_program, name),
         )
+        observe = partial(self._observe, name)
         try:
-            handler = manifest.handler_class()(observed(context, partial(self._observe, name)))
+            handler = manifest.handler_class()(observed(context, observe))
         except Exception as error:
             msg = f"{self._path}: no handler of {name}: {type(error).__name__}: {error}"
             raise CaptureError(msg) from error
         try:
-            binding = Binding(name, int(facts["id"]), spec, handler, complete=False)
+            stacks = partial(ObservedResolver, observe, _no_resolver)
+            binding = Binding(name, int(facts["id"]), spec, handler, stacks, complete=False)
         except LayoutError as error:
             msg = (
                 f"{self._path}: made with {name} {captured.version}, which has not what "
@@ -345,6 +348,11 @@ class _NoMap:
 
 def _unanswered(*_: object) -> NoReturn:
     raise UnansweredError(errno.ENODATA, "a replay has no data channel")
+
+
+def _no_resolver() -> NoReturn:
+    msg = "a replay has no processes"
+    raise ModuleStateError(msg)
 
 
 def _no_program(module: str, name: str) -> int:

@@ -8,6 +8,7 @@ Knows /proc and ELF files, and nothing of BPF.
 from __future__ import annotations
 
 from kprobe_modules.stacks.frame import Frame
+from kprobe_modules.stacks.observed import ObservedResolver
 from kprobe_modules.stacks.resolver import Resolver
 
-__all__ = ["Frame", "Resolver"]
+__all__ = ["Frame", "ObservedResolver", "Resolver"]
