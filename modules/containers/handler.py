@@ -14,11 +14,11 @@ import os
 from collections import OrderedDict
 from contextlib import nullcontext
 from struct import Struct
-from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from kprobe_modules.modules.containers import hierarchy
+from kprobe_modules.modules.containers.hierarchy import Cgroupfs
+from kprobe_modules.modules.containers.questions import Questions
 from kprobe_modules.modules.containers.records import (
     CgroupCreated,
     CgroupDestroyed,
@@ -28,8 +28,7 @@ from kprobe_modules.modules.containers.records import (
     ContainerStopped,
     ProcessMoved,
 )
-from kprobe_modules.modules.containers.runtimes import Enquiries
-from kprobe_modules.modules.containers.table import Cgroup, CgroupTable
+from kprobe_modules.modules.containers.table import ALIVE_COUNT, Cgroup, CgroupTable
 
 from kprobe_modules.api import Handler, count_attached, text
 
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from kprobe_modules.modules.containers.hierarchy import Hierarchy
     from kprobe_modules.modules.containers.runtimes import Answer
 
     from kprobe_modules.api import Context, Record
@@ -51,6 +49,12 @@ __all__ = ["ContainersHandler"]
 
 CONFIRM_NS = 2_000_000_000
 """How long the end of a cgroup that is gone may still be under way in the rings."""
+
+WAIT_NS = 10_000_000_000
+"""How long a cgroup waits for the one above, which a scan after a loss may still bring."""
+
+WAITING_COUNT = 8192
+"""How many wait at most."""
 
 MOVES_COUNT = 8192
 """Of how many processes it is remembered where they were moved to last."""
@@ -105,14 +109,14 @@ class ContainersHandler(Handler):
         """The one that the table is of, once something was heard."""
         self._waiting: dict[int, _Waiting] = {}
         """Cgroups without the one above, by their own id."""
-        self._awaited: dict[int, list[int]] = {}
-        """The ids of those above, and of who waits for each."""
+        self._awaited: dict[int, dict[int, None]] = {}
+        """The ids of those above, and of who waits for each, in order."""
         self._suspects: dict[int, int] = {}
         """Cgroups that a resync did not find, and since when."""
         self._moves: OrderedDict[tuple[int, int], int] = OrderedDict()
         """Where processes were moved to, by pid and start time."""
-        self._enquiries = Enquiries(log=context.log, proc_root=context.proc_root)
-        self._asks = bool(context.tunables.get("ask_runtimes", 1))
+        self._cgroupfs = Cgroupfs(context.proc_root, context.observe)
+        self._questions = Questions(context, self._cgroupfs)
         context.provide("cgroup_table", self._table)
 
     # -- messages -----------------------------------------------------------
@@ -224,23 +228,29 @@ class ContainersHandler(Handler):
             return ()
         if parent_id is not None and self._table.alive(parent_id) is None:
             self._waiting[cgroup_id] = _Waiting(time, cgroup, existing)
-            self._awaited.setdefault(parent_id, []).append(cgroup_id)
+            self._awaited.setdefault(parent_id, {})[cgroup_id] = None
+            if len(self._waiting) > WAITING_COUNT:
+                return self._give_up(next(iter(self._waiting)))
             return ()
-        return self._enter(time, cgroup, existing=existing)
+        return self._enter(_Waiting(time, cgroup, existing))
 
-    def _enter(self, time: int, cgroup: Cgroup, *, existing: bool) -> list[Record]:
+    def _enter(self, first: _Waiting) -> list[Record]:
         """
         Enter a cgroup, and all that waited for it.
         """
-        self._table.add(cgroup)
-        records: list[Record] = [CgroupCreated(time, *_said(cgroup), existing)]
-        records += self._started(time, cgroup, existing=existing)
-        for below in self._table.adopt(cgroup):
-            records += self._started(time, below, existing=True)
-        for cgroup_id in self._awaited.pop(cgroup.cgroup_id, ()):
-            item = self._waiting.pop(cgroup_id, None)
-            if item is not None:
-                records += self._enter(item.time, item.cgroup, existing=item.existing)
+        records: list[Record] = []
+        items = [first]
+        while items:
+            item = items.pop()
+            cgroup = item.cgroup
+            if not self._table.add(cgroup):
+                continue
+            records.append(CgroupCreated(item.time, *_said(cgroup), item.existing))
+            records += self._started(item.time, cgroup, existing=item.existing)
+            for below in self._table.adopt(cgroup):
+                records += self._started(item.time, below, existing=True)
+            awaiting = self._awaited.pop(cgroup.cgroup_id, {})
+            items += [self._waiting.pop(cgroup_id) for cgroup_id in reversed(awaiting)]
         return records
 
     def _release(self, time: int, cgroup_id: int) -> list[Record]:
@@ -250,12 +260,30 @@ class ContainersHandler(Handler):
         item = self._waiting.pop(cgroup_id, None)
         if item is None:
             return []
-        return self._enter(min(time, item.time), item.cgroup, existing=item.existing)
+        above = item.cgroup.parent_cgroup_id or 0
+        awaiting = self._awaited[above]
+        del awaiting[cgroup_id]
+        if not awaiting:
+            del self._awaited[above]
+        return self._enter(attrs.evolve(item, time=min(time, item.time)))
+
+    def _give_up(self, cgroup_id: int) -> list[Record]:
+        """
+        Enter the topmost of those that a cgroup waits for, and so all that wait below.
+        """
+        met: set[int] = set()
+        while (item := self._waiting.get(cgroup_id)) is not None:
+            met.add(cgroup_id)
+            above = item.cgroup.parent_cgroup_id
+            if above is None or above in met or above not in self._waiting:
+                return self._release(item.time, cgroup_id)
+            cgroup_id = above
+        return []
 
     def _started(self, time: int, cgroup: Cgroup, *, existing: bool) -> list[Record]:
         if cgroup.container is not cgroup:
             return []
-        self._ask(cgroup)
+        self._questions.ask(cgroup)
         return [ContainerStarted(time, *_said(cgroup), existing)]
 
     def _stopped(self, time: int, cgroup: Cgroup) -> list[Record]:
@@ -268,11 +296,10 @@ class ContainersHandler(Handler):
         Take a cgroup away, and before it those below whose end was missed.
         """
         records: list[Record] = []
-        for below in list(cgroup.children.values()):
-            records += self._remove(time, below)
-        records += self._stopped(time, cgroup)
-        records.append(CgroupDestroyed(time, *_said(cgroup)))
-        self._table.remove(cgroup, time)
+        for each in reversed(list(cgroup.with_descendants())):
+            records += self._stopped(time, each)
+            records.append(CgroupDestroyed(time, *_said(each)))
+            self._table.remove(each, time)
         return records
 
     def _rename(self, time: int, cgroup: Cgroup, name: str) -> list[Record]:
@@ -300,23 +327,6 @@ class ContainersHandler(Handler):
         return [*ended, renamed, *begun]
 
     # -- metadata ---------------------------------------------------------------
-
-    def _ask(self, cgroup: Cgroup) -> None:
-        """
-        Ask about a container as soon as it is there: it may not last.
-        """
-        identity = cgroup.identity
-        if not self._asks or identity.container_id is None:
-            return
-        counts = self._find()
-        procs = f"{counts.mount_point}{cgroup.path}/cgroup.procs" if counts.mount_point else None
-        self._enquiries.ask(
-            identity.container_id,
-            identity.runtime,
-            cgroup.cgroup_id,
-            uid=identity.uid,
-            procs=procs,
-        )
 
     def _learned(self, now: int, answer: Answer) -> list[Record]:
         """
@@ -373,10 +383,10 @@ class ContainersHandler(Handler):
         its ``cgroup.controllers`` calls cgroup_control(), and ``cgroup.clone_children``
         cgroup_clone_children_read(), on the kernels that have them.
         """
-        counts = self._find()
+        counts = self._cgroupfs.find()
         if bool(counts.number) != (hook == "existing_v1"):
             return
-        for folder in counts.folders():
+        for folder in self._cgroupfs.walk(counts).folders:
             if counts.number:
                 _read(f"{folder.path}/cgroup.clone_children")
             elif self.context.live[hook] == "existing_ctl":
@@ -400,7 +410,7 @@ class ContainersHandler(Handler):
         """
         Walk the folders, where no program can be made to look at them.
         """
-        counts = self._find()
+        counts = self._cgroupfs.find()
         if bool(counts.number) != (hook == "existing_v1"):
             return
         if not counts.is_whole:
@@ -410,23 +420,20 @@ class ContainersHandler(Handler):
                 counts.number,
                 hook,
             )
-        for folder in counts.folders():
+        walk = self._cgroupfs.walk(counts)
+        for folder in walk.folders:
             cgroup = self._heard(
                 folder.cgroup_id, folder.parent_cgroup_id, counts.number, folder.name
             )
-            yield from self._appear(time_ns(), cgroup, existing=True)
-
-    def _find(self) -> Hierarchy:
-        return hierarchy.find(self.context.proc_root)
+            yield from self._appear(walk.time, cgroup, existing=True)
 
     def steady(self, *, resync: bool) -> Iterable[Record]:
         """
         Enter who still waits; after a loss, look for what was lost.
         """
         records: list[Record] = []
-        for item in list(self._waiting.values()):
-            records += self._release(item.time, item.cgroup.cgroup_id)
-        self._awaited.clear()
+        for cgroup_id in list(self._waiting):
+            records += self._give_up(cgroup_id)
         if resync:
             self._moves.clear()
             records += self._compare()
@@ -436,28 +443,47 @@ class ContainersHandler(Handler):
         """
         Compare the table with the folders; an end may still be under way.
         """
-        counts = self._find()
+        counts = self._cgroupfs.find()
         if not counts.is_whole or counts.number != self._hierarchy:
             return
         known = {cgroup.cgroup_id: cgroup for cgroup in self._table}
-        for folder in counts.folders():
+        walk = self._cgroupfs.walk(counts)
+        if not walk.folders:
+            return  # it is not mounted, or not any more
+        for folder in walk.folders:
             cgroup = known.pop(folder.cgroup_id, None)
             if cgroup is not None and folder.parent_cgroup_id:
-                yield from self._rename(time_ns(), cgroup, text(folder.name))
+                yield from self._rename(walk.time, cgroup, text(folder.name))
         for cgroup_id in known:
             self._suspects.setdefault(cgroup_id, 0)
 
     def tick(self, now: int) -> Iterable[Record]:
         """
-        Forget what was removed, and take away what nobody has seen ending.
+        Tell what was learned, forget what was removed, and end what nobody has seen ending.
         """
         records: list[Record] = []
-        for answer in self._enquiries.take():
+        for answer in self._questions.take():
             records += self._learned(now, answer)
         self._table.expire(now)
-        if not self._suspects:
-            return records
-        counts = self._find()
+        if self._table.refused:
+            self.context.log.warning(
+                "%d times a cgroup was left out, as more than %d are there",
+                self._table.refused,
+                ALIVE_COUNT,
+            )
+            self._table.refused = 0
+        for cgroup_id, item in list(self._waiting.items()):
+            if now - item.time >= WAIT_NS:
+                records += self._give_up(cgroup_id)
+        if self._suspects:
+            records += self._confirm(now)
+        return records
+
+    def _confirm(self, now: int) -> list[Record]:
+        """
+        End the cgroups that are still not found a while after a resync did not find them.
+        """
+        due: list[Cgroup] = []
         for cgroup_id, since in list(self._suspects.items()):
             cgroup = self._table.alive(cgroup_id)
             if cgroup is None:
@@ -466,15 +492,24 @@ class ContainersHandler(Handler):
                 self._suspects[cgroup_id] = now
             elif now - since >= CONFIRM_NS:
                 del self._suspects[cgroup_id]
-                if not counts.holds(cgroup.path or "", cgroup_id):
-                    records += self._remove(now, cgroup)
+                due.append(cgroup)
+        if not due:
+            return []
+        records: list[Record] = []
+        counts = self._cgroupfs.find()
+        for cgroup in due:
+            # With one above it may have ended by now.
+            if cgroup.removed is None and not self._cgroupfs.holds(
+                counts, cgroup.path or "", cgroup.cgroup_id
+            ):
+                records += self._remove(now, cgroup)
         return records
 
     def detached(self) -> None:
         """
         Stop asking.
         """
-        self._enquiries.close()
+        self._questions.close()
 
 
 def _spoken(said: attrs.AttrsInstance) -> dict[str, Any]:

@@ -6,6 +6,9 @@ That is its number, where it is mounted, and the folders in it.  The rule is tha
 ``km_task_cgroup`` in ``km/cgroup.h``: the hierarchy of the memory controller where that
 has a version 1 hierarchy, else the default one.  Formats: cgroups(7) "/proc files",
 proc_pid_mountinfo(5).
+
+What is observed is what was found, packed, and not the files: a host has thousands of
+mounts, and a walk meets thousands of folders, of which an id and a name are wanted.
 """
 
 from __future__ import annotations
@@ -13,19 +16,26 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from struct import Struct
+from time import time_ns
 from typing import TYPE_CHECKING
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Folder", "Hierarchy", "find"]
+__all__ = ["Cgroupfs", "Folder", "Hierarchy", "Walk"]
 
 INITIAL_CGROUP_NAMESPACE = "cgroup:[4026531835]"
 """Its inode number is fixed (PROC_CGROUP_INIT_INO, include/linux/proc_ns.h)."""
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+_TIME = Struct("<Q")
+_FOLDER = Struct("<QQH")
+"""Id, the one above, bytes of the name behind."""
 
 
 @attrs.frozen
@@ -44,6 +54,55 @@ class Folder:
 
 
 @attrs.frozen
+class Walk:
+    """
+    The folders there are.
+    """
+
+    time: int
+    """When it began, in nanoseconds since the epoch."""
+    folders: tuple[Folder, ...]
+    """Those above first."""
+
+    def to_bytes(self) -> bytes:
+        """
+        Return it as an observation holds it.
+        """
+        parts = [_TIME.pack(self.time)]
+        for each in self.folders:
+            parts += (
+                _FOLDER.pack(each.cgroup_id, each.parent_cgroup_id, len(each.name)),
+                each.name,
+            )
+        return b"".join(parts)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, mount_point: str) -> Walk:
+        """
+        Return what `to_bytes` was called on.
+
+        Args:
+            raw: what it returned.
+            mount_point: the path of the topmost folder.
+
+        Raises:
+            struct.error: it did not return that.
+        """
+        (time,) = _TIME.unpack_from(raw)
+        paths = {0: mount_point}
+        folders: list[Folder] = []
+        position = _TIME.size
+        while position < len(raw):
+            cgroup_id, above, size = _FOLDER.unpack_from(raw, position)
+            position += _FOLDER.size + size
+            name = raw[position - size : position]
+            path = paths.get(above, mount_point)
+            paths[cgroup_id] = f"{path}/{os.fsdecode(name)}" if name else path
+            folders.append(Folder(cgroup_id, above, name, paths[cgroup_id]))
+        return cls(time, tuple(folders))
+
+
+@attrs.frozen
 class Hierarchy:
     """
     A cgroup hierarchy.
@@ -56,30 +115,101 @@ class Hierarchy:
     is_whole: bool
     """Whether what is mounted is all of it, and not what a cgroup namespace shows."""
 
-    def folders(self) -> Iterator[Folder]:
+    def to_bytes(self) -> bytes:
         """
-        Yield every folder, those above first.  What goes away meanwhile is left out.
+        Return it as an observation holds it.
         """
-        if self.mount_point is None:
-            return
-        try:
-            top = Folder(Path(self.mount_point).stat().st_ino, 0, b"", self.mount_point)
-        except OSError:
-            return
-        below = [top]
-        while below:
-            folder = below.pop()
-            yield folder
-            below += _within(folder)
+        return b"%d %d %s" % (self.number, self.is_whole, os.fsencode(self.mount_point or ""))
 
-    def holds(self, path: str, cgroup_id: int) -> bool:
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Hierarchy:
+        """
+        Return what `to_bytes` was called on.
+
+        Raises:
+            ValueError: it did not return that.
+        """
+        number, whole, where = raw.split(b" ", 2)
+        return cls(int(number), os.fsdecode(where) or None, is_whole=whole == b"1")
+
+
+NOTHING = Hierarchy(0, None, is_whole=False)
+
+
+def _look(_what: str, look: Callable[[], bytes]) -> bytes:
+    return look()
+
+
+class Cgroupfs:
+    """
+    The hierarchy that counts, wherever it is mounted.
+
+    Args:
+        proc_root: where procfs is mounted.
+        observe: through which everything is read, see `kprobe_modules.api.Context`.
+    """
+
+    def __init__(
+        self, proc_root: Path, observe: Callable[[str, Callable[[], bytes]], bytes] = _look
+    ) -> None:
+        self._proc_root = proc_root
+        self._observe = observe
+
+    def find(self) -> Hierarchy:
+        """
+        Return the hierarchy that counts now.
+        """
+        try:
+            raw = self._observe("hierarchy", lambda: _find(self._proc_root).to_bytes())
+        except OSError:  # only in a replay, of what was not asked then
+            return NOTHING
+        return Hierarchy.from_bytes(raw)
+
+    def walk(self, hierarchy: Hierarchy) -> Walk:
+        """
+        Return every folder of a hierarchy.  What goes away meanwhile is left out.
+        """
+        where = hierarchy.mount_point
+        if where is None:
+            return Walk(0, ())
+
+        def look() -> bytes:
+            return Walk(time_ns(), tuple(_folders(where))).to_bytes()
+
+        try:
+            raw = self._observe("folders", look)
+        except OSError:  # as above
+            return Walk(0, ())
+        return Walk.from_bytes(raw, where)
+
+    def holds(self, hierarchy: Hierarchy, path: str, cgroup_id: int) -> bool:
         """
         Tell whether the cgroup of that path is there and has that id.
         """
+
+        def look() -> bytes:
+            try:
+                found = Path(f"{hierarchy.mount_point}{path}").stat().st_ino
+            except OSError:
+                return b"no"
+            return b"yes" if found == cgroup_id else b"no"
+
         try:
-            return Path(f"{self.mount_point}{path}").stat().st_ino == cgroup_id
-        except OSError:
+            return self._observe(f"cgroup {cgroup_id}", look) == b"yes"
+        except OSError:  # as above
             return False
+
+
+def _folders(mount_point: str) -> Iterator[Folder]:
+    try:
+        top = Folder(Path(mount_point).stat().st_ino, 0, b"", mount_point)
+    except OSError:
+        return
+    below = [top]
+    while below:
+        folder = below.pop()
+        yield folder
+        below += _within(folder)
 
 
 def _within(folder: Folder) -> list[Folder]:
@@ -95,13 +225,7 @@ def _within(folder: Folder) -> list[Folder]:
     return found
 
 
-def find(proc_root: Path) -> Hierarchy:
-    """
-    Return the hierarchy that counts now.
-
-    Args:
-        proc_root: where procfs is mounted.
-    """
+def _find(proc_root: Path) -> Hierarchy:
     number = _number(_read(proc_root / "self" / "cgroup"))
     kind, option = ("cgroup", "memory") if number else ("cgroup2", "")
     for line in _read(proc_root / "self" / "mountinfo").splitlines():

@@ -18,7 +18,11 @@ from kprobe_modules.modules.containers.identity import Identity, identify
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Cgroup", "CgroupTable"]
+__all__ = ["ALIVE_COUNT", "Cgroup", "CgroupTable"]
+
+ALIVE_COUNT = 1 << 16
+"""How many cgroups are kept at most that are there: the memory controller numbers its own with
+16 bits (MEM_CGROUP_ID_MAX, mm/memcontrol.c)."""
 
 GRACE_NS = 10_000_000_000
 """How long a removed cgroup can still be asked for."""
@@ -104,6 +108,8 @@ class CgroupTable:
         self._orphans: dict[int, dict[int, Cgroup]] = {}
         # In the order of their removal.
         self._removed: OrderedDict[int, Cgroup] = OrderedDict()
+        self.refused = 0
+        """How often there was no room for another."""
 
     def __len__(self) -> int:
         return len(self._alive)
@@ -132,14 +138,21 @@ class CgroupTable:
         """
         return cgroup_id in self._removed
 
-    def add(self, cgroup: Cgroup) -> None:
+    def add(self, cgroup: Cgroup) -> bool:
         """
         Enter a cgroup below its parent, if that is known, and read its identity.
+
+        Returns:
+            Whether there was room: those that are there stay, as others are below them.
         """
+        if len(self._alive) >= ALIVE_COUNT:
+            self.refused += 1
+            return False
         if cgroup.parent_cgroup_id is not None:
             self._place(cgroup, cgroup.parent_cgroup_id)
         cgroup.identify()
         self._alive[cgroup.cgroup_id] = cgroup
+        return True
 
     def _place(self, cgroup: Cgroup, parent_id: int) -> None:
         cgroup.parent = self._alive.get(parent_id)

@@ -267,9 +267,10 @@ def test_what_is_not_all_there_is_said(handler, machine, caplog):
     list(handler.scan("existing"))
     assert "not mounted as a whole" in caplog.text
     machine.shape("4:memory:/\n", "cgroup2 cgroup2 rw")
-    assert hierarchy.find(machine.proc) == hierarchy.Hierarchy(4, None, is_whole=False)
+    cgroupfs = hierarchy.Cgroupfs(machine.proc)
+    assert cgroupfs.find() == hierarchy.Hierarchy(4, None, is_whole=False)
     machine.shape("0::/\n", "cgroup2 cgroup2 rw", root="/below")
-    assert hierarchy.find(machine.proc).mount_point is None
+    assert cgroupfs.find().mount_point is None
 
 
 def test_a_resync_finds_lost_ends_and_lost_names(handler, machine, table):

@@ -8,7 +8,8 @@ handler's ``tick``.  Neither waits for anybody.
 
 from __future__ import annotations
 
-from kprobe_modules.modules.containers.runtimes.enquiries import Answer, Enquiries, Socket
+from kprobe_modules.modules.containers.runtimes.answers import Answer, pack, unpack
+from kprobe_modules.modules.containers.runtimes.enquiries import Enquiries, Socket
 from kprobe_modules.modules.containers.runtimes.metadata import (
     EcsTask,
     KubernetesContainer,
@@ -30,4 +31,6 @@ __all__ = [
     "NomadTask",
     "Port",
     "Socket",
+    "pack",
+    "unpack",
 ]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
+from kprobe_modules.modules.containers.runtimes.answers import Answer
 from kprobe_modules.modules.containers.runtimes.endpoint import (
     CONTAINER_ID,
     Endpoint,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from kprobe_modules.modules.containers.runtimes.metadata import Metadata
 
-__all__ = ["SOCKETS", "Answer", "Counts", "Enquiries", "Socket"]
+__all__ = ["SOCKETS", "Counts", "Enquiries", "Socket"]
 
 UNKNOWN_ROUNDS: Final = 4
 """How often a container is asked for that no daemon knows: it may be about to, or gone."""
@@ -66,25 +67,6 @@ SOCKETS: Final = (
     Socket("podman", "/run/user/{uid}/podman/podman.sock"),
 )
 """Where they listen unless somebody configured them otherwise."""
-
-
-@attrs.frozen
-class Answer:
-    """
-    What became of one question.
-    """
-
-    container_id: str
-    runtime: str | None
-    cgroup_id: int
-    metadata: Metadata | None
-    """None when nobody could say."""
-    source: str | None
-    """Who said it: a runtime with its socket, or a ``cgroup.procs``."""
-    error: str | None
-    """Why there is no metadata."""
-    seconds: float
-    """From the question to the answer."""
 
 
 @attrs.define
@@ -226,13 +208,17 @@ class Enquiries:
                 self._add(question, cgroup_id, now)
         return True
 
-    def take(self) -> list[Answer]:
+    def take(self, most: int | None = None) -> list[Answer]:
         """
-        Return the answers that came since the last call, and wait for none.
+        Return the answers that came and were not taken yet, and wait for none.
+
+        Args:
+            most: take no more than so many, the oldest.
         """
         with self._changed:
-            answers, self._answers = self._answers, []
-        return answers
+            taken = self._answers[:most]
+            del self._answers[:most]
+        return taken
 
     def under_way(self) -> int:
         """
