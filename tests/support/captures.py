@@ -35,6 +35,7 @@ from kprobe_modules.capture.series import Series
 from kprobe_modules.sinks.jsonl import JsonLines
 from kprobe_modules.specjson import from_plain
 from tests.support.churn import churn_command
+from tests.support.container_workload import container_workload
 from tests.support.watch import record_workload
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Selection:
 
     row: Callable[[str, Mapping[str, object]], bool]
     """Takes a message's name and its fields by name."""
-    observation: Callable[[Observation], bool]
+    observation: Callable[[Observation], Observation | None]
+    """Returns what of an observation is kept, or None for nothing."""
 
 
 def rewrite(source: Path, target: Path, selection: Selection) -> None:
@@ -97,7 +99,8 @@ def rewrite(source: Path, target: Path, selection: Selection) -> None:
                 known[int(step.facts["id"]) | message.id << 16] = message.name, message.layout
         if step.kind == "totals":
             continue
-        step.observed = [each for each in step.observed if selection.observation(each)]
+        seen = map(selection.observation, step.observed)
+        step.observed = [each for each in seen if each is not None]
         if step.kind == "drained":
             drained = _selected(drains.from_plain(step.facts, step.body), known, selection)
             if not drained.records:
@@ -215,9 +218,9 @@ def _processes(path: Path) -> Selection:
     def row(_message: str, fields: Mapping[str, object]) -> bool:
         return fields["pid"] in pids
 
-    def observation(each: Observation) -> bool:
+    def observation(each: Observation) -> Observation | None:
         first = each.what.partition("/")[0]
-        return not first.isdigit() or int(first) in pids
+        return each if not first.isdigit() or int(first) in pids else None
 
     return Selection(row, observation)
 
@@ -235,7 +238,24 @@ def _descendants(records: Sequence[Record]) -> set[int]:
     return found
 
 
-WORKLOADS: Mapping[str, Callable[[Path], Selection]] = {"processes": _processes}
+def _containers(path: Path) -> Selection:
+    """
+    Capture cgroups and containers that were there, come, change and go, and their metadata.
+    """
+    with (
+        container_workload() as work,
+        Capture(path) as capture,
+        Collector(journal=capture) as collector,
+    ):
+        collector.attach("containers")
+        work.run(collector)
+    return Selection(lambda _message, fields: work.row(fields), work.observation)
+
+
+WORKLOADS: Mapping[str, Callable[[Path], Selection]] = {
+    "processes": _processes,
+    "containers": _containers,
+}
 
 
 def make(folder: Path, kernel: str) -> None:
