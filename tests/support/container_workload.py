@@ -116,6 +116,7 @@ class ContainerWorkload:
     def __init__(self, trees: Forest, pid: int) -> None:
         self.pid = pid
         self._trees = trees
+        self._root_id = trees.root.folder.stat().st_ino
         self._parent = trees.make(trees.top, "parent")
         self._unknown = trees.make(self._parent, f"docker-{UNKNOWN}.scope")
 
@@ -162,8 +163,7 @@ class ContainerWorkload:
         """
         Return the ids of its cgroups, and the root's.
         """
-        root = self._trees.root.folder.stat().st_ino
-        return {root} | {each.cgroup_id for each in self._trees.truth}
+        return {self._root_id} | {each.cgroup_id for each in self._trees.truth}
 
     def row(self, fields: Mapping[str, object]) -> bool:
         """

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kprobe_modules.modules.containers import hierarchy
-from kprobe_modules.modules.containers.handler import CONFIRM_NS, MOVES_COUNT, ContainersHandler
+from kprobe_modules.modules.containers import table as table_room
+from kprobe_modules.modules.containers.handler import (
+    CONFIRM_NS,
+    MOVES_COUNT,
+    WAIT_NS,
+    WAITING_COUNT,
+    ContainersHandler,
+)
 from kprobe_modules.modules.containers.table import GRACE_COUNT, GRACE_NS, CgroupTable
 
 from kprobe_modules.api import Context
@@ -304,6 +311,86 @@ def test_a_resync_in_another_namespace_ends_nobody(handler, machine, table):
     assert len(table) == 2
 
 
+def test_a_doubt_that_is_not_confirmed_ends_nobody(handler, machine, table):
+    top = folder_id(machine, "")
+    found(handler, 1, top, 0, "")
+    (machine.mount / "late").mkdir()
+    identity = folder_id(machine, "late")
+    found(handler, 1, identity, top, "late")
+    (machine.mount / "late").rename(machine.mount.parent / "elsewhere")
+    assert list(handler.steady(resync=True)) == []
+    (machine.mount.parent / "elsewhere").rename(machine.mount / "late")
+    handler.tick(SECOND)
+    assert list(handler.tick(SECOND + CONFIRM_NS)) == []
+    assert table.alive(identity) is not None
+
+
+def test_a_mount_that_went_away_ends_nobody(handler, machine, table):
+    found(handler, 1, 1, 0, "")
+    found(handler, 1, 2, 1, "a")
+    machine.mount.rmdir()
+    assert list(handler.steady(resync=True)) == []
+    handler.tick(SECOND)
+    assert list(handler.tick(SECOND + CONFIRM_NS)) == []
+    assert len(table) == 2
+
+
+def test_who_waits_for_long_is_told_without_a_scan(handler):
+    found(handler, 1, 1, 0, "")
+    assert made(handler, 5, 5, 4, "d") == []
+    assert made(handler, 6, 4, 3, "c") == []
+    assert handler.tick(4 + WAIT_NS) == []
+    assert told(handler.tick(5 + WAIT_NS)) == [
+        ("cgroup_created", 4, None),
+        ("cgroup_created", 5, None),
+    ], "those above first"
+    assert made(handler, 9, 4, 3, "c") == []
+
+
+def test_no_more_wait_than_there_is_room_for(handler):
+    waiting = WAITING_COUNT + 100
+    records = [
+        record
+        for identity in range(10, 10 + waiting)
+        for record in made(handler, identity, identity, 1_000_000 + identity, "x")
+    ]
+    assert [record.cgroup_id for record in records] == list(range(10, 110)), "the oldest"
+    assert len(handler._waiting) == WAITING_COUNT
+    for identity in range(10, 10 + waiting):
+        ended(handler, identity, identity, 1_000_000 + identity, "x")
+    assert not handler._waiting
+    assert not handler._awaited
+
+
+def test_no_more_are_kept_than_there_is_room_for(handler, table, caplog, monkeypatch):
+    monkeypatch.setattr(table_room, "ALIVE_COUNT", 5)
+    found(handler, 1, 1, 0, "")
+    for identity in range(2, 9):
+        made(handler, 2, identity, 1, "x")
+    assert len(table) == 5
+    assert ended(handler, 3, 8, 1, "x") == [], "never created, so never destroyed"
+    assert [record.record for record in ended(handler, 4, 2, 1, "x")] == ["cgroup_destroyed"]
+    assert len(made(handler, 5, 9, 1, "y")) == 1, "there is room again"
+    for now in (6, 7):
+        handler.tick(now)
+    (line,) = caplog.messages
+    assert "4 times a cgroup was left out" in line
+
+
+@pytest.mark.parametrize("upwards", [False, True])
+def test_a_chain_of_any_depth(handler, table, upwards):
+    depth = 1500
+    levels = [(level, level - 1) for level in range(1, depth)]
+    records = []
+    for identity, parent in reversed(levels) if upwards else levels:
+        records += found(handler, 1, identity, parent, "x" if parent else "")
+    assert [record.cgroup_id for record in records] == list(range(1, depth)), "from the top"
+    assert table.alive(depth - 1).path.count("/") == depth - 2
+    records = ended(handler, 2, 2, 1, "x")
+    assert [record.cgroup_id for record in records] == list(range(depth - 1, 1, -1))
+    assert len(table) == 1
+
+
 MESSAGES = st.lists(
     st.tuples(
         st.sampled_from([found, made, ended, renamed]),
@@ -334,6 +421,7 @@ def test_any_order_gives_whole_lives(messages):
                 lives[record.cgroup_id] = "removed"
     assert len(handler._table) == sum(state == "alive" for state in lives.values())
     assert not handler._waiting
+    assert not handler._awaited
 
 
 def _bare_context() -> Context:

@@ -22,7 +22,7 @@ from kprobe_modules.modules.containers.runtimes.metadata import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Answer", "pack", "unpack"]
 
@@ -71,10 +71,13 @@ def _plain(said: attrs.AttrsInstance) -> dict[str, Any]:
     return attrs.asdict(said, filter=lambda _, value: value is not None)
 
 
-def _made(kind: type[_Kind], said: Mapping[str, Any]) -> _Kind:
+def _made(kind: type[_Kind], said: object) -> _Kind:
     """
     Make an instance of its fields, and those of their fields.
     """
+    if not isinstance(said, dict):
+        msg = f"expected the fields of {kind.__name__}, found {type(said).__name__}"
+        raise TypeError(msg)
     values: dict[str, Any] = {}
     for field in attrs.fields(kind):
         if field.name in said:
