@@ -128,7 +128,7 @@ class ContainersHandler(Handler):
         Enter a cgroup that was made, unless it is known already.
         """
         cgroup = self._heard(cgroup_id, parent_cgroup_id, hierarchy, name)
-        return self._appear(time, cgroup, existing=False)
+        return self._appear(time, cgroup, existing=False) if cgroup is not None else ()
 
     def on_existing_cgroup_probe(
         self, time: int, cgroup_id: int, parent_cgroup_id: int, hierarchy: int, name: bytes
@@ -137,7 +137,7 @@ class ContainersHandler(Handler):
         Enter a cgroup that was found, unless it is known already.
         """
         cgroup = self._heard(cgroup_id, parent_cgroup_id, hierarchy, name)
-        return self._appear(time, cgroup, existing=True)
+        return self._appear(time, cgroup, existing=True) if cgroup is not None else ()
 
     def on_cgroup_rename(
         self, time: int, cgroup_id: int, parent_cgroup_id: int, hierarchy: int, name: bytes
@@ -146,6 +146,8 @@ class ContainersHandler(Handler):
         Rename a cgroup.
         """
         heard = self._heard(cgroup_id, parent_cgroup_id, hierarchy, name)
+        if heard is None:
+            return ()
         records = list(self._appear(time, heard, existing=True))
         records += self._release(time, cgroup_id)
         cgroup = self._table.alive(cgroup_id)
@@ -160,6 +162,8 @@ class ContainersHandler(Handler):
         Take a cgroup away, which was started if that was lost.
         """
         heard = self._heard(cgroup_id, parent_cgroup_id, hierarchy, name)
+        if heard is None:
+            return ()
         records = list(self._appear(time, heard, existing=True))
         records += self._release(time, cgroup_id)
         cgroup = self._table.alive(cgroup_id)
@@ -193,21 +197,35 @@ class ContainersHandler(Handler):
 
     # -- the table ----------------------------------------------------------
 
-    def _heard(self, cgroup_id: int, parent_cgroup_id: int, number: int, name: bytes) -> Cgroup:
+    def _heard(
+        self, cgroup_id: int, parent_cgroup_id: int, number: int, name: bytes
+    ) -> Cgroup | None:
         """
-        Return a cgroup as a message describes it, not entered yet.
+        Return a cgroup as a message describes it, not entered yet; None if it does not count.
         """
-        if number != self._hierarchy:
-            if self._hierarchy is not None:
-                self.context.log.warning(
-                    "cgroups of hierarchy %d count from now on, no longer those of %d, as the "
-                    "memory controller was moved; what was there before is found by the next scan",
-                    number,
-                    self._hierarchy,
-                )
-                self._forget()
-            self._hierarchy = number
+        if number != self._hierarchy and not self._counts(number):
+            return None
         return Cgroup(cgroup_id, parent_cgroup_id or None, text(name), number)
+
+    def _counts(self, number: int) -> bool:
+        """
+        Tell whether another hierarchy than so far counts now, and forget that one if so.
+        """
+        if self._hierarchy is not None:
+            # It moves when somebody mounts one of version 1, and what is still to come of the
+            # one before must not bring that back.
+            if self._cgroupfs.number() != number:
+                self.context.log.debug("hierarchy %d does not count", number)
+                return False
+            self.context.log.warning(
+                "cgroups of hierarchy %d count from now on, no longer those of %d, as the "
+                "memory controller was moved; what was there before is found by the next scan",
+                number,
+                self._hierarchy,
+            )
+            self._forget()
+        self._hierarchy = number
+        return True
 
     def _forget(self) -> None:
         self._table.clear()
@@ -425,7 +443,8 @@ class ContainersHandler(Handler):
             cgroup = self._heard(
                 folder.cgroup_id, folder.parent_cgroup_id, counts.number, folder.name
             )
-            yield from self._appear(walk.time, cgroup, existing=True)
+            if cgroup is not None:
+                yield from self._appear(walk.time, cgroup, existing=True)
 
     def steady(self, *, resync: bool) -> Iterable[Record]:
         """

@@ -155,13 +155,28 @@ class Cgroupfs:
         self._proc_root = proc_root
         self._observe = observe
 
+    def number(self) -> int | None:
+        """
+        Return the number of the hierarchy that counts now, None where procfs does not say.
+        """
+
+        def look() -> bytes:
+            said = _read(self._proc_root / "self" / "cgroup")
+            return b"%d" % _number(said) if said else b""
+
+        try:
+            raw = self._observe("hierarchy number", look)
+        except OSError:  # only in a replay, of what was not asked then
+            return None
+        return int(raw) if raw else None
+
     def find(self) -> Hierarchy:
         """
         Return the hierarchy that counts now.
         """
         try:
             raw = self._observe("hierarchy", lambda: _find(self._proc_root).to_bytes())
-        except OSError:  # only in a replay, of what was not asked then
+        except OSError:  # as above
             return NOTHING
         return Hierarchy.from_bytes(raw)
 

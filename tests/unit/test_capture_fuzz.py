@@ -13,6 +13,7 @@ import random
 import struct
 from functools import cache
 from io import BytesIO
+from logging import Logger
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ Message = tuple[int, int, bytes, bytes | None]
 @cache
 def opened(path: Path) -> tuple[list[Step], list[Message], list[Step]]:
     """
-    Return the steps before the first message, all messages, and every other kind of step.
+    Return the steps before the first message, all messages, and of every other kind of step
+    the one in which most was seen.
     """
     steps = list(Replay(path).steps())
     first = next(index for index, step in enumerate(steps) if step.kind == "drained")
@@ -53,12 +55,18 @@ def opened(path: Path) -> tuple[list[Step], list[Message], list[Step]]:
         if step.kind == "drained"
         for message in messages_of(drains.from_plain(step.facts, step.body))
     ]
-    ways = {step.kind for step in steps}
-    others = [
-        next(step for step in steps if step.kind == kind)
-        for kind in sorted(ways - {"drained", "module", "detached", "told", "refused"})
-    ]
-    return steps[:first], messages, others
+    ways: dict[tuple[str, bool], list[Step]] = {}
+    for step in steps:
+        if step.kind not in {"drained", "module", "detached", "told", "refused"}:
+            ways.setdefault((step.kind, bool(step.facts.get("resync"))), []).append(step)
+    return steps[:first], messages, [max(ways[way], key=seen) for way in sorted(ways)]
+
+
+def seen(step: Step) -> int:
+    """
+    Return how many bytes were observed in a step.
+    """
+    return sum(len(each.seen) for each in step.observed if isinstance(each.seen, bytes))
 
 
 @attrs.define
@@ -160,7 +168,7 @@ def held(handler: object) -> int:
     """
     seen: set[int] = set()
     waiting = [handler]
-    foreign = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, Context)
+    foreign = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, Context, Logger)
     while waiting:
         item = waiting.pop()
         if id(item) in seen or isinstance(item, foreign):

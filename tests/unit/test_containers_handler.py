@@ -6,13 +6,15 @@ The containers handler against any order of messages, with cgroup folders as pla
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kprobe_modules.modules.containers import handler as handler_module
 from kprobe_modules.modules.containers import hierarchy
-from kprobe_modules.modules.containers import table as table_room
+from kprobe_modules.modules.containers import table as table_module
 from kprobe_modules.modules.containers.handler import (
     CONFIRM_NS,
     MOVES_COUNT,
@@ -222,12 +224,18 @@ def test_moves_are_told_while_nobody_else_does(handler, machine):
     assert len(handler._moves) == MOVES_COUNT
 
 
-def test_the_memory_controller_moves_to_another_hierarchy(handler, table, caplog):
+def test_the_memory_controller_moves_to_another_hierarchy(handler, machine, table, caplog):
     found(handler, 1, 1, 0, "", 0)
     made(handler, 2, 2, 1, "a", 0)
+    for message in (found, made, ended, renamed):
+        assert message(handler, 3, 1, 0, "", 4) == [], "it does not count"
+    assert len(table) == 2
+    machine.shape("4:memory:/\n0::/\n", "cgroup none rw,memory")
     with caplog.at_level(logging.WARNING):
         assert told(found(handler, 3, 1, 0, "", 4)) == [("cgroup_created", 1, "/")]
+        assert ended(handler, 4, 2, 1, "a", 0) == [], "late, of the one before"
     assert "hierarchy 4" in caplog.text
+    assert len(caplog.records) == 1
     assert len(table) == 1
 
 
@@ -363,7 +371,7 @@ def test_no_more_wait_than_there_is_room_for(handler):
 
 
 def test_no_more_are_kept_than_there_is_room_for(handler, table, caplog, monkeypatch):
-    monkeypatch.setattr(table_room, "ALIVE_COUNT", 5)
+    monkeypatch.setattr(table_module, "ALIVE_COUNT", 5)
     found(handler, 1, 1, 0, "")
     for identity in range(2, 9):
         made(handler, 2, identity, 1, "x")
@@ -375,6 +383,37 @@ def test_no_more_are_kept_than_there_is_room_for(handler, table, caplog, monkeyp
         handler.tick(now)
     (line,) = caplog.messages
     assert "4 times a cgroup was left out" in line
+
+
+@pytest.mark.parametrize("identities", [100, 1_000_000])
+def test_nothing_grows_without_bound(handler, table, monkeypatch, identities):
+    monkeypatch.setattr(table_module, "ALIVE_COUNT", 300)
+    monkeypatch.setattr(table_module, "GRACE_COUNT", 200)
+    monkeypatch.setattr(handler_module, "WAITING_COUNT", 100)
+    monkeypatch.setattr(handler_module, "MOVES_COUNT", 50)
+    chance = random.Random(5)  # noqa: S311 - it is to be the same each time
+    for time in range(20_000):
+        message = chance.choice([found, found, made, made, ended, renamed])
+        message(handler, time, chance.randrange(identities), chance.randrange(identities), "x")
+        handler.on_cgroup_attach_task(
+            time, chance.randrange(identities), 9, 1, 0, bytes(16), chance.randrange(identities)
+        )
+        if chance.random() < 0.001:
+            list(handler.steady(resync=True))
+        assert len(table) <= 300
+        assert len(table._orphans) <= 300
+        assert len(table._removed) <= 200
+        assert len(handler._waiting) <= 100
+        assert sum(map(len, handler._awaited.values())) == len(handler._waiting)
+        assert len(handler._moves) <= 50
+        assert len(handler._suspects) <= 300
+        if chance.random() < 0.001:
+            handler.tick(time)
+    assert table.refused or identities == 100
+    list(handler.steady(resync=True))
+    handler.tick(time)
+    handler.tick(time + CONFIRM_NS)
+    assert len(table) == 0, "nothing of this is there"
 
 
 @pytest.mark.parametrize("upwards", [False, True])
