@@ -110,35 +110,57 @@ class ContainerWorkload:
     What comes, changes and goes, step by step.
 
     Attributes:
+        trees: its cgroups.
         pid: the process that is moved.
     """
 
     def __init__(self, trees: Forest, pid: int) -> None:
+        self.trees = trees
         self.pid = pid
-        self._trees = trees
         self._root_id = trees.root.folder.stat().st_ino
         self._parent = trees.make(trees.top, "parent")
         self._unknown = trees.make(self._parent, f"docker-{UNKNOWN}.scope")
+        self._came: list[Path] = []
 
     def run(self, collector: Collector) -> list[Record]:
         """
         Do everything, and return what was recorded of it and of all else meanwhile.
         """
-        trees = self._trees
-        docker = trees.make(trees.top, f"docker-{DOCKER}.scope")
-        inner = trees.make(docker, "inner")
-        nomad = trees.make(trees.make(trees.top, "nomad.slice"), f"{ALLOCATION}.sleeper.scope")
-        (nomad / "cgroup.procs").write_text(str(self.pid))
-        records = self._until_told(collector, {"Docker": DOCKER, "Nomad": f"{ALLOCATION}.sleeper"})
-        (trees.root.folder / "cgroup.procs").write_text(str(self.pid))
-        if trees.root.number:
-            renamed = trees.rename(self._parent, "renamed")
-            self._unknown = renamed / self._unknown.name
+        records = self._until_told(collector, self.come())
+        self.change()
         collector.resync("containers")
         records += collector.flush()
-        for folder in (nomad, self._unknown, inner, docker, *reversed(trees.chain("chain", 7))):
-            trees.remove(folder)
+        self.go()
         return records + collector.flush()
+
+    def come(self) -> dict[str, str]:
+        """
+        Make containers; return who knows which.
+        """
+        docker = self.trees.make(self.trees.top, f"docker-{DOCKER}.scope")
+        inner = self.trees.make(docker, "inner")
+        outer = self.trees.make(self.trees.top, "nomad.slice")
+        nomad = self.trees.make(outer, f"{ALLOCATION}.sleeper.scope")
+        (nomad / "cgroup.procs").write_text(str(self.pid))
+        self._came = [nomad, inner, docker]
+        return {"Docker": DOCKER, "Nomad": f"{ALLOCATION}.sleeper"}
+
+    def change(self) -> None:
+        """
+        Move a process, and rename a cgroup with a container below where that can be done.
+        """
+        (self.trees.root.folder / "cgroup.procs").write_text(str(self.pid))
+        if self.trees.root.number:
+            renamed = self.trees.rename(self._parent, "renamed")
+            self._unknown = renamed / self._unknown.name
+
+    def go(self) -> None:
+        """
+        Remove containers, and a chain of cgroups that comes and goes meanwhile.
+        """
+        chain = self.trees.chain("chain", 7)
+        for folder in (*self._came, self._unknown, *reversed(chain)):
+            self.trees.remove(folder)
 
     @staticmethod
     def _until_told(collector: Collector, wanted: Mapping[str, str]) -> list[Record]:
@@ -163,7 +185,7 @@ class ContainerWorkload:
         """
         Return the ids of its cgroups, and the root's.
         """
-        return {self._root_id} | {each.cgroup_id for each in self._trees.truth}
+        return {self._root_id} | {each.cgroup_id for each in self.trees.truth}
 
     def row(self, fields: Mapping[str, object]) -> bool:
         """
