@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from kprobe_modules.records import Record
 
-GOLDEN = golden()[0]
+GOLDEN = next(path for path in golden() if path.stem.startswith("processes"))
 
 HEAD = 200
 """Bytes that the preface and the heading fit in."""
@@ -427,7 +427,11 @@ def test_neither_privileges_nor_libbpf_are_needed() -> None:
     [
         (["replay", "/nonexistent"], 1, "No such file or directory: '/nonexistent'"),
         (["replay", __file__], 1, "not a capture: expected it to begin with b'\\x89KMC"),
-        (["replay", str(GOLDEN), "-m", "doors"], 2, "-m: expected modules out of processes"),
+        (
+            ["replay", str(GOLDEN), "-m", "doors"],
+            2,
+            "-m: expected modules out of containers, processes",
+        ),
         (["replay", str(GOLDEN), "--filter", "colour==1"], 2, "no record has a field 'colour'"),
         (["run", "--capture", "/nonexistent/c.kmc"], 1, "No such file or directory"),
         (["capture", "/nonexistent/c.kmc"], 1, "No such file or directory"),
