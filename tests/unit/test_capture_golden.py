@@ -9,6 +9,8 @@ for one that is meant ``python -m tests.support.captures expect``.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,3 +59,37 @@ def test_the_command_prints_it(path: Path, capfdbinary: pytest.CaptureFixture[by
     assert printed.out == path.with_suffix(".json").read_bytes()
     assert b"captured on Linux" in printed.err
     assert b"records written" in printed.err
+
+
+LONELY = """
+import os, sys
+from kprobe_modules.cli import main
+def watch(event, arguments):
+    looks = event in {"open", "os.listdir", "os.scandir"}
+    elsewhere = looks and str(arguments[0]).startswith(("/proc", "/sys", "/run"))
+    if elsewhere or event in {"socket.__new__", "_thread.start_new_thread", "subprocess.Popen"}:
+        os.write(2, f"{event} {arguments}".encode())
+        os._exit(99)  # whatever is raised, a handler's isolation would catch
+sys.addaudithook(watch)
+sys.exit(main(["replay", sys.argv[1], "-o", "none"]))
+"""
+
+
+@pytest.mark.parametrize("path", golden(), ids=lambda path: path.stem)
+def test_a_replay_looks_at_nothing_and_asks_nobody(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LONELY, str(path)], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+#: Those of processes are older than their handler's question whether it is privileged.
+RECENT = [path for path in golden() if not path.stem.startswith("processes")]
+
+
+@pytest.mark.parametrize("path", RECENT, ids=lambda path: path.stem)
+def test_handlers_ask_for_nothing_that_was_not_seen(path: Path) -> None:
+    replay = Replay(path)
+    for _ in replay.records():
+        pass
+    assert (replay.unanswered, replay.faults.errors) == (0, {})
