@@ -100,7 +100,7 @@ def unprivileged() -> tuple[str, ...]:
     """
     needs.command("setpriv")
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    asked = subprocess.run([*nobody, *COMMAND, "version"], check=False, stdout=subprocess.DEVNULL)
+    asked = subprocess.run([*nobody, *COMMAND, "--version"], check=False, stdout=subprocess.DEVNULL)
     # Interpreter or checkout lie where only root may go: root without capabilities.
     return nobody if not asked.returncode else ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
@@ -114,6 +114,7 @@ def burst(work: ContainerWorkload) -> set[int]:
     return {work.trees.of(each).cgroup_id for each in stay}
 
 
+@pytest.mark.timeout(900)
 def test_a_replay_elsewhere_prints_what_the_run_printed(folder: Path) -> None:
     needs.command("unshare")
     churn = churn_command(31)
