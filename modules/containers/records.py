@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class _CgroupRecord(Record):
     """
     What every record about a cgroup has.
@@ -58,7 +58,7 @@ class _CgroupRecord(Record):
     """The systemd service or scope."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class CgroupCreated(_CgroupRecord, module="containers"):
     """
     A cgroup was made, or was found to be there.
@@ -68,14 +68,14 @@ class CgroupCreated(_CgroupRecord, module="containers"):
     """Whether it was found rather than seen being made."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class CgroupDestroyed(_CgroupRecord, module="containers"):
     """
     A cgroup was removed.
     """
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class CgroupRenamed(_CgroupRecord, module="containers"):
     """
     A cgroup got another name, and with it all below another path.
@@ -86,7 +86,7 @@ class CgroupRenamed(_CgroupRecord, module="containers"):
     """None as `path`."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ContainerStarted(_CgroupRecord, module="containers"):
     """
     A container's own cgroup was made or found: the topmost with this container's id.
@@ -96,14 +96,14 @@ class ContainerStarted(_CgroupRecord, module="containers"):
     """Whether it was found rather than seen starting."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ContainerStopped(_CgroupRecord, module="containers"):
     """
     A container's own cgroup was removed.
     """
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ContainerMetadata(_CgroupRecord, module="containers"):
     """
     What somebody says of a container; may come after the container has stopped.
@@ -134,7 +134,7 @@ class ContainerMetadata(_CgroupRecord, module="containers"):
     """Who said it: a runtime and its socket, or a file."""
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class ProcessMoved(Record, module="containers"):
     """
     A process was moved to another cgroup.
