@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter, defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,13 +27,14 @@ from kprobe_modules import Collector
 from kprobe_modules.features import Features
 from kprobe_modules.objectfile import read
 from tests.support.cgroups import (
-    SHAPES,
     VERSION_1_OPTIONAL,
     Forest,
+    Root,
     ShapeError,
-    shaped,
+    version_1,
     where,
     where_number,
+    without_version_2,
 )
 from tests.support.requirements import needs
 from tests.support.watch import record_until
@@ -53,19 +54,42 @@ def _needs_root() -> None:
     needs.root()
 
 
-@contextmanager
-def forest(shape: str) -> Iterator[Forest]:
+@pytest.fixture(scope="module")
+def with_version_1() -> Iterator[None]:
     """
-    Give a folder for cgroups, in hierarchies mounted in that shape.
+    Keep a version 1 hierarchy mounted, for all tests that need one together.
     """
     with ExitStack() as stack:
         try:
-            root = stack.enter_context(shaped(shape))
+            stack.enter_context(version_1())
         except ShapeError as error:
             if not where_number() and KERNEL < VERSION_1_OPTIONAL:
                 raise
-            pytest.xfail(f"the shape {shape} cannot be had here: {error}")
-        yield stack.enter_context(Forest(root))
+            pytest.xfail(str(error))
+        yield
+
+
+@pytest.fixture(scope="module", params=["as_is", "hybrid", "v1"])
+def root(request: pytest.FixtureRequest) -> Iterator[Root]:
+    """
+    Mount hierarchies in one shape; return the one that counts.
+
+    The shapes are: as the machine has them, with a version 1 hierarchy of the memory controller
+    beside version 2, and with that alone.  Tests are run shape by shape.
+    """
+    with ExitStack() as stack:
+        if request.param != "as_is":
+            request.getfixturevalue("with_version_1")
+        if request.param == "v1":
+            stack.enter_context(without_version_2())
+        yield where()
+
+
+as_is = pytest.mark.parametrize("root", ["as_is"], indirect=True)
+with_renames = pytest.mark.parametrize(
+    "root", ["as_is" if where_number() else "hybrid"], indirect=True
+)
+"""Only version 1 has renames."""
 
 
 def of(records: Iterable[Record], kind: type[Any]) -> list[Any]:
@@ -126,9 +150,8 @@ def in_order(records: Iterable[Record]) -> bool:
     return times == sorted(times)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_cgroup_exactly_once(shape: str) -> None:
-    with forest(shape) as trees, Collector(["containers"]) as collector:
+def test_every_cgroup_exactly_once(root: Root) -> None:
+    with Forest(root) as trees, Collector(["containers"]) as collector:
         first = len(trees.truth)
         records = record_work(collector, lambda: trees.churn(509))
         stats = collector.stats().modules["containers"]
@@ -147,14 +170,15 @@ def test_every_cgroup_exactly_once(shape: str) -> None:
     assert stats["emitted"] == stats["received"]
 
 
-def test_attach_in_the_middle() -> None:
+@as_is
+def test_attach_in_the_middle(root: Root) -> None:
     stop = threading.Event()
 
     def work() -> None:
         while not stop.is_set():
             trees.churn(7, pause=0.003)
 
-    with forest("as_is") as trees, Collector() as collector:
+    with Forest(root) as trees, Collector() as collector:
         old = [trees.make(trees.top, f"old-{index}") for index in range(13)]
         thread = threading.Thread(target=work)
         thread.start()
@@ -196,9 +220,8 @@ def test_attach_in_the_middle() -> None:
     assert late > 100
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_existing_cgroups_are_found_once(shape: str) -> None:
-    with forest(shape) as trees:
+def test_existing_cgroups_are_found_once(root: Root) -> None:
+    with Forest(root) as trees:
         # More than one pass of the iterator reports.
         for index in range(41):
             trees.chain(f"old-{index}", 7)
@@ -242,9 +265,10 @@ MODULES = (
 )
 
 
+@as_is
 @pytest.mark.parametrize("modules", MODULES, ids="-".join)
-def test_a_move_is_told_once_whoever_is_attached(modules: tuple[str, ...]) -> None:
-    with forest("as_is") as trees, sleepers(5) as group, Collector(modules) as collector:
+def test_a_move_is_told_once_whoever_is_attached(root: Root, modules: tuple[str, ...]) -> None:
+    with Forest(root) as trees, sleepers(5) as group, Collector(modules) as collector:
         one, two = trees.make(trees.top, "one"), trees.make(trees.top, "two")
         for folder in (one, two):
             for each in group:
@@ -276,8 +300,9 @@ def test_a_move_is_told_once_whoever_is_attached(modules: tuple[str, ...]) -> No
         assert len({item.start_time for item in mine}) == 1
 
 
-def test_moves_are_told_by_who_stays() -> None:
-    with forest("as_is") as trees, sleepers(1) as (one,):
+@as_is
+def test_moves_are_told_by_who_stays(root: Root) -> None:
+    with Forest(root) as trees, sleepers(1) as (one,):
         folders = [trees.make(trees.top, name) for name in "abc"]
         with Collector(["containers", "processes"]) as collector:
             (folders[0] / "cgroup.procs").write_text(str(one.pid))
@@ -300,23 +325,9 @@ def test_moves_are_told_by_who_stays() -> None:
     assert moved == list(zip(("processes", "containers", "processes"), ids, strict=True))
 
 
-def version_1() -> str:
-    """
-    Return the shape with a version 1 hierarchy that counts.
-    """
-    return "as_is" if where_number() else "hybrid"
-
-
-def has_version_1() -> bool:
-    try:
-        with shaped(version_1()):
-            return True
-    except ShapeError:
-        return False
-
-
-def test_a_rename_moves_all_that_is_below() -> None:
-    with forest(version_1()) as trees:
+@with_renames
+def test_a_rename_moves_all_that_is_below(root: Root) -> None:
+    with Forest(root) as trees:
         old = trees.make(trees.top, "old")
         with Collector(["containers"]) as collector:
             new = trees.make(trees.top, "new")
@@ -351,8 +362,9 @@ def test_a_rename_moves_all_that_is_below() -> None:
     )
 
 
-def test_a_container_starts_and_stops_with_its_topmost_cgroup() -> None:
-    with forest("as_is") as trees:
+@as_is
+def test_a_container_starts_and_stops_with_its_topmost_cgroup(root: Root) -> None:
+    with Forest(root) as trees:
         old = trees.make(trees.top, f"cri-containerd-{CONTAINER}.scope")
         with Collector() as collector:
             collector.attach("containers", ask_runtimes=0)
@@ -379,10 +391,6 @@ def test_a_container_starts_and_stops_with_its_topmost_cgroup() -> None:
     assert within.container_id == CONTAINER[::-1]
 
 
-def alternatives() -> list[tuple[str, str]]:
-    return [(hook.name, item.name) for hook in MODULE.hooks for item in hook.alternatives]
-
-
 ABSENT_SOMEWHERE = {
     "cgroup_populate_dir": "called css_populate_dir since 4.4",
     "kill_css": "inlined by some compilers",
@@ -392,34 +400,60 @@ ABSENT_SOMEWHERE = {
 }
 
 
-@pytest.mark.parametrize(("hook", "name"), alternatives())
-def test_each_alternative(hook: str, name: str) -> None:
+@pytest.fixture(scope="module")
+def absent() -> frozenset[str]:
+    """
+    Return the names of the alternatives that this kernel lacks; most of them, every one must have.
+    """
     spec = read(MODULE.object_bytes("x86_64"), "containers")
-    if name != "walk":
-        (alternative,) = (item for item in MODULE.hook(hook).alternatives if item.name == name)
-        features = Features()
-        try:
+    found = set()
+    with closing(Features()) as features:
+        for alternative in (item for hook in MODULE.hooks for item in hook.alternatives):
             for program in map(spec.program, alternative.programs):
                 answer = features.program(program.kind, program.target)
                 if not answer:
                     allowed = program.target in ABSENT_SOMEWHERE or not features.kprobes()
                     assert allowed, f"{program.section} should be on this kernel: {answer.reason}"
-                    return
-        finally:
-            features.close()
-    # Without version 1 it is attached all the same, and has nothing to say.
-    wants_version_1 = hook in {"rename", "existing_v1"} and has_version_1()
-    if hook == "existing" and where_number():
-        return  # what it finds does not count on this machine
-    with forest(version_1() if wants_version_1 else "as_is") as trees:
+                    found.add(alternative.name)
+    return frozenset(found)
+
+
+LAST = max(len(hook.alternatives) for hook in MODULE.hooks)
+
+
+@pytest.mark.parametrize("root", ["as_is", "hybrid"], indirect=True)
+@pytest.mark.parametrize("rank", range(LAST))
+def test_each_alternative(root: Root, rank: int, absent: frozenset[str]) -> None:
+    """
+    The alternatives of one rank, of all hooks at a time: every hook that works is heard.
+
+    A hook without one of that rank uses the first that there is.
+    """
+    chosen = {
+        hook.name: hook.alternatives[rank].name
+        for hook in MODULE.hooks
+        if rank < len(hook.alternatives) and hook.alternatives[rank].name not in absent
+    }
+    # They are attached all the same, and have nothing to say.
+    silent = {"existing"} if root.number else {"rename", "existing_v1"}
+    if not set(chosen) - silent:
+        pytest.xfail(f"this kernel has no alternatives of rank {rank} that count here")
+    controller = "pids" if chosen.get("end") == "end_kill" and not root.number else ""
+    with Forest(root, controller=controller) as trees:
         old = [trees.chain(f"old-{index}", 3)[-1] for index in range(3)]
-        with Collector(chosen={f"containers.{hook}": name}) as collector:
+        with Collector(
+            chosen={f"containers.{hook}": name for hook, name in chosen.items()}
+        ) as collector:
             collector.attach("containers")
-            live = collector.status("containers").live[hook]
+            live = {
+                choice.hook.name: choice.alternative.name
+                for choice in collector.status("containers").choices
+                if choice.alternative
+            }
             records = record_work(collector, lambda: trees.churn(29))
-            check_renames_and_moves(collector, trees, renames=wants_version_1)
+            check_renames_and_moves(collector, trees, renames=bool(root.number))
         found = by_cgroup(records, trees.truth)
-        assert name == "walk" or live == spec.program(name).section
+        assert {hook: live[hook] for hook in chosen} == chosen
         for folder in old:
             (created,) = found[trees.of(folder).cgroup_id]
             assert created.existing
@@ -455,8 +489,9 @@ def check_renames_and_moves(collector: Collector, trees: Forest, *, renames: boo
     assert where().number == trees.root.number
 
 
-def test_a_full_cgroup_that_is_not_removed_has_not_ended() -> None:
-    with forest("as_is") as trees, Collector(["containers"]) as collector:
+@as_is
+def test_a_full_cgroup_that_is_not_removed_has_not_ended(root: Root) -> None:
+    with Forest(root) as trees, Collector(["containers"]) as collector:
         above = trees.make(trees.top, "above")
         trees.make(above, "below")
         for _ in range(3):

@@ -22,11 +22,17 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SHAPES", "Cgroup", "Forest", "Root", "ShapeError", "shaped", "where"]
-
-SHAPES = ("as_is", "hybrid", "v1")
-"""How hierarchies are mounted: as the machine has them, with a version 1 hierarchy of the
-memory controller beside version 2, and with that alone."""
+__all__ = [
+    "VERSION_1_OPTIONAL",
+    "Cgroup",
+    "Forest",
+    "Root",
+    "ShapeError",
+    "version_1",
+    "where",
+    "where_number",
+    "without_version_2",
+]
 
 VERSION_1_OPTIONAL = (6, 11)
 """The kernel since which memory controllers of version 1 can be left out (CONFIG_MEMCG_V1)."""
@@ -72,15 +78,19 @@ def where() -> Root:
     """
     Return the hierarchy that counts, by what procfs says.
     """
-    number, wanted = 0, " - cgroup2 "
-    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
-        entry = line.split(":", 2)
-        if "memory" in entry[1].split(","):
-            number, wanted = int(entry[0]), " - cgroup "
+    number = where_number()
+    return Root(_mounted(number), number)
+
+
+def _mounted(number: int) -> Path:
+    """
+    Return where version 2 (0) or the memory controller's own hierarchy is mounted.
+    """
+    wanted = " - cgroup " if number else " - cgroup2 "
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         options = line.split()[-1].split(",")
         if wanted in line and (not number or "memory" in options):
-            return Root(Path(line.split()[4]), number)
+            return Path(line.split()[4])
     raise ShapeError(f"hierarchy {number} is not mounted")  # noqa: TRY003, EM102
 
 
@@ -112,45 +122,64 @@ def where_number() -> int:
 
 
 @contextmanager
-def shaped(shape: str) -> Iterator[Root]:
+def version_1() -> Iterator[None]:
     """
-    Mount hierarchies in one of the `SHAPES` while the body runs.
+    Give the memory controller a version 1 hierarchy beside version 2 while the body runs.
+
+    The kernel gives such a hierarchy up when the last cgroup in it is freed, long after it was
+    unmounted: seconds, and under emulation many.  So it is made once for many tests.
 
     Raises:
         ShapeError: when that is not possible here.
     """
-    if shape == "as_is":
-        yield where()
-        return
     if where_number():
         raise ShapeError("the machine has a version 1 hierarchy already")  # noqa: TRY003, EM101
-    version_2 = where().folder
     folder = tempfile.mkdtemp(prefix="km-memory-")
     try:
         _mount("-t", "cgroup", "-o", "memory", "cgroup", folder)
         try:
-            if shape == "v1":
-                subprocess.run(["umount", "--lazy", version_2], check=True)
-            yield where()
+            yield
         finally:
-            if shape == "v1":
-                _mount("-t", "cgroup2", "cgroup2", str(version_2))
             subprocess.run(["umount", folder], check=True)
             _wait_for_version_2()
     finally:
         Path(folder).rmdir()
 
 
+@contextmanager
+def without_version_2() -> Iterator[None]:
+    """
+    Leave the hierarchy of version 2 unmounted while the body runs.
+    """
+    folder = _mounted(0)
+    subprocess.run(["umount", "--lazy", folder], check=True)
+    try:
+        yield
+    finally:
+        _mount("-t", "cgroup2", "cgroup2", str(folder))
+
+
+def _subtree_control(folder: Path) -> Path:
+    return folder / "cgroup.subtree_control"
+
+
 class Forest:
     """
     Cgroups of one test, below a folder of their own, gone at the end.
+
+    Args:
+        root: the hierarchy that they are made in.
+        controller: what each of them shall have, in version 2.  Where nobody asks for any, as in
+            a guest without an init system, cgroups of version 2 have none at all.
     """
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, *, controller: str = "") -> None:
         self.root = root
         self.truth: list[Cgroup] = []
         """All that were ever made, in that order."""
         self._alive: dict[Path, Cgroup] = {}
+        self._controller = controller
+        self._granted = bool(controller) and self._grant(root.folder)
         self.top = self.make(root.folder, f"km-test-{os.getpid()}-{monotonic_ns()}")
 
     def __enter__(self) -> Self:
@@ -159,6 +188,18 @@ class Forest:
     def __exit__(self, *_: object) -> None:
         for folder in sorted(self._alive, key=lambda each: len(each.parts), reverse=True):
             self.remove(folder)
+        if self._granted:
+            _subtree_control(self.root.folder).write_text(f"-{self._controller}")
+
+    def _grant(self, parent: Path) -> bool:
+        """
+        Give what is below a cgroup of version 2 the controller; return whether it had none.
+        """
+        control = _subtree_control(parent)
+        if self._controller in control.read_text().split():
+            return False
+        control.write_text(f"+{self._controller}")
+        return True
 
     def of(self, folder: Path) -> Cgroup:
         """
@@ -177,6 +218,8 @@ class Forest:
         Make a cgroup.
         """
         folder = parent / name
+        if self._controller:
+            self._grant(parent)
         born = monotonic_ns()
         folder.mkdir()
         made = monotonic_ns()
