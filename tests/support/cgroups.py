@@ -100,14 +100,25 @@ def _mount(*arguments: str) -> None:
         raise ShapeError(f"mount {' '.join(arguments)}: {done.stderr.strip()}")  # noqa: TRY003, EM102
 
 
-def _wait_for_version_2(seconds: float = 120.0) -> None:
+def _unmount_version_1(folder: str, seconds: float = 120.0) -> None:
     """
-    Wait until the memory controller is back where it was.
+    Unmount the memory controller's hierarchy until the controller is back where it was.
+
+    The kernel looks but once, when it is unmounted, whether any cgroup was ever in it that is not
+    freed yet, and if so keeps the hierarchy for the next mount (cgroup_kill_sb).  A cgroup that was
+    removed is freed when the last page that was charged to it is, so pages of files are dropped.
     """
     deadline = time.monotonic() + seconds
-    while where_number():
+    while True:
+        subprocess.run(["umount", folder], check=True)
+        again = time.monotonic() + 2
+        while where_number() and time.monotonic() < again:
+            time.sleep(0.05)
+        if not where_number():
+            return
         assert time.monotonic() < deadline, "the version 1 hierarchy stays after it was unmounted"
-        time.sleep(0.05)
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        _mount("-t", "cgroup", "-o", "memory", "cgroup", folder)
 
 
 def where_number() -> int:
@@ -126,8 +137,7 @@ def version_1() -> Iterator[None]:
     """
     Give the memory controller a version 1 hierarchy beside version 2 while the body runs.
 
-    The kernel gives such a hierarchy up when the last cgroup in it is freed, long after it was
-    unmounted: seconds, and under emulation many.  So it is made once for many tests.
+    It takes the kernel long to give such a hierarchy up, so make one for many tests.
 
     Raises:
         ShapeError: when that is not possible here.
@@ -140,8 +150,7 @@ def version_1() -> Iterator[None]:
         try:
             yield
         finally:
-            subprocess.run(["umount", folder], check=True)
-            _wait_for_version_2()
+            _unmount_version_1(folder)
     finally:
         Path(folder).rmdir()
 
