@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,7 @@ from kprobe_modules.modules.containers.records import (
     ContainerStopped,
 )
 
-from kprobe_modules import Collector
+from kprobe_modules import Collector, Late
 from kprobe_modules.features import Features
 from kprobe_modules.objectfile import read
 from tests.support.cgroups import (
@@ -145,9 +146,17 @@ def check_one(truth: Cgroup, records: Sequence[Any], hierarchy: int) -> None:
         assert item.hierarchy == hierarchy
 
 
-def in_order(records: Iterable[Record]) -> bool:
+def check_order(records: Sequence[Record]) -> None:
+    """
+    Records come in the order of their time; those that do not are told of, and are few.
+
+    An emulated processor may be held for long between the time of a message and its place in
+    the ring.
+    """
     times = [item.time for item in records if item.module == "containers"]
-    return times == sorted(times)
+    behind = [after - before for before, after in pairwise(times) if after < before]
+    late = sum(item.count for item in of(records, Late) if item.module == "containers")
+    assert len(behind) <= late <= 5, f"ns behind the record before: {behind}, told of: {late}"
 
 
 def test_every_cgroup_exactly_once(root: Root) -> None:
@@ -163,7 +172,7 @@ def test_every_cgroup_exactly_once(root: Root) -> None:
     assert max(len(cgroup.path) for cgroup in truth) > 1024
     for cgroup in truth:
         check_one(cgroup, found[cgroup.cgroup_id], trees.root.number)
-    assert in_order(records)
+    check_order(records)
     ids = {item.cgroup_id for item in of(records, CgroupCreated) if not item.existing}
     assert ids == {cgroup.cgroup_id for cgroup in truth}, "of other hierarchies, or of nobody"
     assert stats["lost"] == stats["errors"] == 0
@@ -242,7 +251,7 @@ def test_existing_cgroups_are_found_once(root: Root) -> None:
         assert paths[cgroup.cgroup_id] == cgroup.path
     assert [item.path for item in created if item.parent_cgroup_id is None] == ["/"]
     assert {item.hierarchy for item in created} == {trees.root.number}
-    assert in_order(records)
+    check_order(records)
     assert of(again, CgroupCreated) == [], "what is known is not reported again"
 
 
@@ -462,7 +471,7 @@ def test_each_alternative(root: Root, rank: int, absent: frozenset[str]) -> None
         assert len(churned) >= 29
         for cgroup in churned[:29]:
             check_one(cgroup, found[cgroup.cgroup_id], trees.root.number)
-        assert in_order(records)
+        check_order(records)
 
 
 def check_renames_and_moves(collector: Collector, trees: Forest, *, renames: bool) -> None:
