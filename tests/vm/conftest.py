@@ -108,8 +108,11 @@ def inner(report: Path) -> str:
     """
     tests = os.environ.get("KPROBE_MODULES_VM_TESTS") or TESTS
     python = boot.python()
+    # Its plugin imports all of Hypothesis, which pytest compiles anew in every guest: half a minute
+    # for what no test uses there.
+    without = "-p no:cacheprovider -p no:hypothesispytest"
     return (
-        f"{python} -m pytest -p no:cacheprovider -o faulthandler_timeout=900 --timeout=900 "
+        f"{python} -m pytest {without} -o faulthandler_timeout=900 --timeout=900 "
         f"--durations=10 --junitxml={report} {tests}"
     )
 
