@@ -53,7 +53,6 @@ def run(parsed: argparse.Namespace) -> int:
     if not names:
         msg = "no module to attach: none is registered, or all are disabled"
         raise ConfigError(msg)
-    deadline = None if parsed.timeout is None else monotonic() + parsed.timeout
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         collector = stack.enter_context(open_collector(chosen, registry))
@@ -63,6 +62,7 @@ def run(parsed: argparse.Namespace) -> int:
         note = _count_runs(collector, stack)
         show = stack.enter_context(screen)
         before = Snapshot(monotonic(), collector.metrics())
+        deadline = None if parsed.timeout is None else before.at + parsed.timeout
         while not interrupts.requested and (deadline is None or monotonic() < deadline):
             until = monotonic() + parsed.delay
             _watch(collector, interrupts, until, interval_of(chosen))
