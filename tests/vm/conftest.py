@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 #: may answer otherwise.  Emulation is slow, and the rest of tests/bpf runs on the host's kernel.
 TESTS = (
     "tests/kernel tests/bpf/test_processes_object.py tests/bpf/test_containers_object.py "
-    "tests/bpf/test_libbpf_attach.py tests/bpf/test_features.py tests/bpf/test_collector_order.py"
+    "tests/bpf/test_libbpf_attach.py tests/bpf/test_features.py tests/bpf/test_collector_order.py "
+    "tests/bpf/test_diagnostics_log.py tests/bpf/test_metrics.py "
+    # Of the many ways to ask for stacks, the one with most in it: symbols take long to read.
+    "tests/bpf/test_diagnostics_stack.py::test_a_message_comes_with_its_stacks "
+    "'tests/bpf/test_diagnostics_stack.py::"
+    "test_a_log_comes_with_the_stacks_that_were_asked_for[pylibbpf-3-perf]'"
 )
 #: Seconds for one guest, its boot included.
 TIMEOUT = 1800.0
