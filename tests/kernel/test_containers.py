@@ -159,15 +159,17 @@ def check_order(records: Sequence[Record]) -> None:
     assert len(behind) <= late <= 5, f"ns behind the record before: {behind}, told of: {late}"
 
 
-def test_every_cgroup_exactly_once(root: Root) -> None:
+def test_every_cgroup_exactly_once(root: Root, request: pytest.FixtureRequest) -> None:
+    # The kernel does the same with version 1 alone as with both: fewer will do there.
+    count = 61 if request.node.callspec.params["root"] == "v1" else 509
     with Forest(root) as trees, Collector(["containers"]) as collector:
         first = len(trees.truth)
-        records = record_work(collector, lambda: trees.churn(509))
+        records = record_work(collector, lambda: trees.churn(count))
         stats = collector.stats().modules["containers"]
     truth = trees.truth[first:]
     found = by_cgroup(records, truth)
 
-    assert len(truth) == 509
+    assert len(truth) == count
     assert max(cgroup.path.count("/") for cgroup in truth) == 8
     assert max(len(cgroup.path) for cgroup in truth) > 1024
     for cgroup in truth:
@@ -230,9 +232,10 @@ def test_attach_in_the_middle(root: Root) -> None:
 
 
 def test_existing_cgroups_are_found_once(root: Root) -> None:
+    chains = 7 if root.number else 41
     with Forest(root) as trees:
-        # More than one pass of the iterator reports.
-        for index in range(41):
+        # More than one pass of the iterator reports; version 1 has none.
+        for index in range(chains):
             trees.chain(f"old-{index}", 7)
         with Collector(["containers"]) as collector:
             records = collector.flush()
@@ -243,7 +246,7 @@ def test_existing_cgroups_are_found_once(root: Root) -> None:
     paths = {item.cgroup_id: item.path for item in created}
     (steady,) = (record for record in records if record.record == "steady")
 
-    assert len(trees.truth) == 1 + 41 * 7
+    assert len(trees.truth) == 1 + chains * 7
     assert {identity for identity, count in times.items() if count > 1} == set()
     assert all(item.existing for item in created)
     assert steady.found == len(created)  # type: ignore[attr-defined]
@@ -460,7 +463,7 @@ def test_each_alternative(root: Root, rank: int, absent: frozenset[str]) -> None
                 if choice.alternative
             }
             records = record_work(collector, lambda: trees.churn(29))
-            check_renames_and_moves(collector, trees, renames=bool(root.number))
+            check_what_stays(collector, trees, renames=bool(root.number))
         found = by_cgroup(records, trees.truth)
         assert {hook: live[hook] for hook in chosen} == chosen
         for folder in old:
@@ -474,9 +477,9 @@ def test_each_alternative(root: Root, rank: int, absent: frozenset[str]) -> None
         check_order(records)
 
 
-def check_renames_and_moves(collector: Collector, trees: Forest, *, renames: bool) -> None:
+def check_what_stays(collector: Collector, trees: Forest, *, renames: bool) -> None:
     """
-    Rename and move, also where the kernel refuses to.
+    Rename and move, also where the kernel refuses to, and remove what is not empty.
     """
     one = trees.make(trees.top, "one")
     with sleepers(1) as (process,):
@@ -485,6 +488,9 @@ def check_renames_and_moves(collector: Collector, trees: Forest, *, renames: boo
                 one.rename(trees.top / "old-0-0")
             one = trees.rename(one, "uno")
         (one / "cgroup.procs").write_text(str(process.pid))
+        for folder in (one, trees.top):
+            with pytest.raises(OSError, match="busy"):
+                folder.rmdir()
         records = collector.flush()
         process.kill()
         process.wait()
@@ -495,16 +501,6 @@ def check_renames_and_moves(collector: Collector, trees: Forest, *, renames: boo
     assert [(item.pid, item.cgroup_id) for item in moved] == [  # type: ignore[attr-defined]
         (process.pid, trees.of(one).cgroup_id)
     ]
+    ended = {item.cgroup_id for item in of(records, CgroupDestroyed)}
+    assert not ended & {trees.of(folder).cgroup_id for folder in (one, trees.top)}
     assert where().number == trees.root.number
-
-
-@as_is
-def test_a_full_cgroup_that_is_not_removed_has_not_ended(root: Root) -> None:
-    with Forest(root) as trees, Collector(["containers"]) as collector:
-        above = trees.make(trees.top, "above")
-        trees.make(above, "below")
-        for _ in range(3):
-            with pytest.raises(OSError, match="busy"):
-                above.rmdir()
-        records = collector.flush()
-        assert of(records, CgroupDestroyed) == []
