@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from types import ModuleType
 
 import pytest
 
@@ -96,3 +97,9 @@ def test_a_library_with_our_print_function_survives_the_interpreter(library):
     command = [sys.executable, "-c", script, library.path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "libbpf: " in done.stderr
+
+
+def test_a_thread_may_be_importing_logging(library, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "logging", ModuleType("logging"))
+    refuse(library, "while importing")
+    assert capfd.readouterr() == ("", "")

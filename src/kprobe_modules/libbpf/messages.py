@@ -108,7 +108,7 @@ def _listener() -> Logger | None:
     tenth of the time to the first record.
     """
     logging = sys.modules.get("logging")
-    if logging is None:
+    if logging is None or not hasattr(logging, "getLogger"):  # a thread may be importing it
         return None
     log: Logger = logging.getLogger(LOGGER)
     return log if log.isEnabledFor(logging.DEBUG) else None
