@@ -9,7 +9,7 @@ environment of a real process.
 from __future__ import annotations
 
 import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import attrs
 from kprobe_modules.modules.containers.hierarchy import Walk
 from kprobe_modules.modules.containers.runtimes import pack, unpack
 
-from tests.support.cgroups import Forest, Root, ShapeError, shaped, where
+from tests.support.cgroups import Forest, Root, ShapeError, version_1, where
 from tests.support.daemon import Daemon, Peer, reply
 
 if TYPE_CHECKING:
@@ -76,16 +76,10 @@ def _hierarchy() -> Iterator[Root]:
     """
     Mount one of version 1 where that can be had: there cgroups can be renamed.
     """
-    mounting = shaped("hybrid")
-    try:
-        root = mounting.__enter__()
-    except ShapeError:
+    with ExitStack() as stack:
+        with suppress(ShapeError):
+            stack.enter_context(version_1())
         yield where()
-        return
-    try:
-        yield root
-    finally:
-        mounting.__exit__(None, None, None)
 
 
 @contextmanager
