@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kprobe_modules import cli
+from kprobe_modules import Registry, cli
 from tests.support.shell import Shell
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+REGISTERED = ("doors", "broken", "unimportable", *Registry().names())
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_wrong_usage_exits_2(
         (["-n", "("], "comm: expected a regular expression, found '('"),
         (["-j", "-o", "columns"], "-j: expected no -o, or -o json, found -o columns"),
         (["--config", "/nonexistent.toml"], "/nonexistent.toml: no such configuration file"),
-        (["--disable", "doors,broken,unimportable,processes"], "no module to attach"),
+        (["--disable", ",".join(REGISTERED)], "no module to attach"),
     ],
 )
 def test_a_wrong_value_exits_2_with_one_line(shell: Shell, arguments: list[str], said: str) -> None:
