@@ -128,6 +128,10 @@ def test_every_process_exactly_once() -> None:
     assert stats["emitted"] == stats["received"]
 
 
+REAPED_NS = 500_000_000
+"""How long a zombie may have waited for the workload to reap it, on a busy machine."""
+
+
 def test_attach_in_the_middle() -> None:
     command = churn_command(1009, 200)
     with Collector() as collector, subprocess.Popen(command, stdout=subprocess.PIPE) as run:
@@ -161,8 +165,10 @@ def test_attach_in_the_middle() -> None:
             assert not started, f"{process} had ended"
             continue
         assert len(started) == len(exited), process
-        # When a zombie died is not known to who reaps it late.
-        if process.died > after and (process.kind != "late_reap" or process.born > after):
+        # When it died is not known to who reaps it: some are reaped late on purpose, and the
+        # others when the workload gets to run again.
+        waited = process.died > after + REAPED_NS and process.kind != "late_reap"
+        if process.born > after or waited:
             assert len(started) == 1, f"{process}: started {len(started)} times"
             late += 1
         if started:
