@@ -224,7 +224,7 @@ def test_attach_in_the_middle(root: Root) -> None:
             assert not kinds, f"{cgroup} was gone"
         else:
             assert kinds in ([], [CgroupCreated, CgroupDestroyed]), cgroup
-            if cgroup.died > after:
+            if cgroup.ending > after:
                 assert kinds, cgroup
             if cgroup.born > after:
                 assert not found[cgroup.cgroup_id][0].existing

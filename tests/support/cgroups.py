@@ -70,6 +70,8 @@ class Cgroup:
     """CLOCK_MONOTONIC in ns, just before it was made."""
     made: int
     """The same, once it was there."""
+    ending: int = 0
+    """Before it was removed."""
     died: int = 0
     """The same, once it was removed; 0 while it is there."""
 
@@ -243,6 +245,7 @@ class Forest:
         """
         deadline = time.monotonic() + 20
         while True:
+            ending = monotonic_ns()
             try:
                 folder.rmdir()
                 break
@@ -250,7 +253,8 @@ class Forest:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-        self._alive.pop(folder).died = monotonic_ns()
+        cgroup = self._alive.pop(folder)
+        cgroup.ending, cgroup.died = ending, monotonic_ns()
 
     def rename(self, folder: Path, name: str) -> Path:
         """
