@@ -102,6 +102,26 @@ def _mount(*arguments: str) -> None:
         raise ShapeError(f"mount {' '.join(arguments)}: {done.stderr.strip()}")  # noqa: TRY003, EM102
 
 
+def _mount_version_1(folder: str, seconds: float = 120.0) -> None:
+    """
+    Mount the memory controller's hierarchy, which version 2 gives away only when it is unused.
+
+    Cgroups that were removed use it until the last page that was charged to them is freed, so
+    pages of files are dropped: those of a container's programs, for one.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            _mount("-t", "cgroup", "-o", "memory", "cgroup", folder)
+        except ShapeError as error:
+            if "busy" not in str(error) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        time.sleep(0.5)
+
+
 def _unmount_version_1(folder: str, seconds: float = 120.0) -> None:
     """
     Unmount the memory controller's hierarchy until the controller is back where it was.
@@ -120,7 +140,7 @@ def _unmount_version_1(folder: str, seconds: float = 120.0) -> None:
             return
         assert time.monotonic() < deadline, "the version 1 hierarchy stays after it was unmounted"
         Path("/proc/sys/vm/drop_caches").write_text("3")
-        _mount("-t", "cgroup", "-o", "memory", "cgroup", folder)
+        _mount_version_1(folder)
 
 
 def where_number() -> int:
@@ -148,7 +168,7 @@ def version_1() -> Iterator[None]:
         raise ShapeError("the machine has a version 1 hierarchy already")  # noqa: TRY003, EM101
     folder = tempfile.mkdtemp(prefix="km-memory-")
     try:
-        _mount("-t", "cgroup", "-o", "memory", "cgroup", folder)
+        _mount_version_1(folder)
         try:
             yield
         finally:
