@@ -102,12 +102,12 @@ def _mount(*arguments: str) -> None:
         raise ShapeError(f"mount {' '.join(arguments)}: {done.stderr.strip()}")  # noqa: TRY003, EM102
 
 
-def _mount_version_1(folder: str, seconds: float = 120.0) -> None:
+def _mount_version_1(folder: str, seconds: float = 20.0) -> None:
     """
     Mount the memory controller's hierarchy, which version 2 gives away only when it is unused.
 
     Cgroups that were removed use it until the last page that was charged to them is freed, so
-    pages of files are dropped: those of a container's programs, for one.
+    pages of files are dropped.
     """
     deadline = time.monotonic() + seconds
     while True:
