@@ -34,6 +34,8 @@ APPENDED = (
     # An emulated processor loses seconds when the machine is busy; that is no stall.
     "rcupdate.rcu_cpu_stall_timeout=120",
     "watchdog_thresh=60",
+    # Nor is a timer broken that has not ticked ten times within milliseconds.
+    "no_timer_check",
     "nokaslr",
 )
 SCRIPT = """\
