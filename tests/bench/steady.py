@@ -9,6 +9,8 @@ for slow rings.
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -43,6 +45,8 @@ class Stretch:
     per_second: float
     cpu_percent: float
     lost_percent: float
+    stolen_ms: float
+    """For how long a hypervisor kept the loop's processor for others."""
 
 
 def _stretch(generator: Generator, peer: Peer, seconds: float, per_ms: int) -> Stretch:
@@ -52,16 +56,31 @@ def _stretch(generator: Generator, peer: Peer, seconds: float, per_ms: int) -> S
     CPU time is charged to the generator's seconds, not to the longer watch.
     """
     generator.reset(0)
+    stolen = _stolen_ms()
     generator.start_rate(0, PRODUCER_CPU, int(seconds * 1000), per_ms)
     seen = json.loads(peer.ask(f"watch {seconds + GRACE}"))
     written, elapsed = generator.end_rate()
+    stolen = _stolen_ms() - stolen
     counts = generator.counts(0)
     if counts.emitted != written or seen["events"] + counts.lost != written:
         msg = f"wrote {written}, read {seen['events']}, the emit site lost {counts.lost}"
         raise WrongContentsError(msg)
     return Stretch(
-        written / elapsed, 100 * seen["cpu_seconds"] / elapsed, 100 * counts.lost / written
+        written / elapsed,
+        100 * seen["cpu_seconds"] / elapsed,
+        100 * counts.lost / written,
+        stolen,
     )
+
+
+def _stolen_ms() -> float:
+    """
+    Return the milliseconds that were stolen from the loop's processor so far (proc(5)).
+    """
+    name = f"cpu{CONSUMER_CPU} "
+    with Path("/proc/stat").open(encoding="ascii") as stream:
+        line = next(line for line in stream if line.startswith(name))
+    return int(line.split()[8]) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 def _one_event(generator: Generator, peer: Peer, times: int) -> tuple[list[float], list[float]]:
@@ -103,6 +122,12 @@ def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
         Figure("drain_empty_us", empty, "us"),
         Figure("steady_flat_out_lost_percent", [s.lost_percent for s in flat], "%", nothing),
         Figure("steady_20k_lost_percent", [s.lost_percent for s in paced], "%", nothing),
+        Figure(
+            "steady_flat_out_stolen_ms",
+            [s.stolen_ms for s in flat],
+            "ms",
+            note="by the hypervisor, from the loop's processor: a ring holds some 5 ms",
+        ),
         Figure("steady_flat_out_per_second", [s.per_second for s in flat], "1/s"),
         Figure("steady_20k_per_second", [s.per_second for s in paced], "1/s"),
     ]
