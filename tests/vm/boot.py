@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tests.vm.fetch import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+BOOTS = 3
+"""How often a guest is booted whose kernel panics while it boots."""
 PASSED_ON = ("KPROBE_MODULES_", "PYTEST_", "HYPOTHESIS_", "CI")
 APPENDED = (
     # An emulated processor loses seconds when the machine is busy; that is no stall.
@@ -118,10 +120,34 @@ def run(
     Boot ``image``, run ``command`` in the checkout as root and return its :class:`Outcome`.
 
     ``share`` is a folder that exists; the guest may write to it, under the same path.  ``timeout``
-    in seconds covers the boot too.  ``show`` gets what the command prints, as it comes.
+    in seconds covers the boot too.  ``show`` gets what the command prints, as it comes.  A kernel
+    that panics before the command has begun is booted again: emulated processors race when one
+    patches the code that another runs.
 
     Raises :exc:`BootError` when the guest dies, hangs or never gets as far as the command.
     """
+    for left in reversed(range(BOOTS)):
+        try:
+            return _run(image, command, share=share, timeout=timeout, machine=machine, show=show)
+        except BootError:
+            if not left or not _panicked_in_boot(share):
+                raise
+    raise AssertionError
+
+
+def _panicked_in_boot(share: Path) -> bool:
+    return not (share / "output").stat().st_size and "Kernel panic" in _read(share / "console")
+
+
+def _run(
+    image: Image,
+    command: str | Sequence[str],
+    *,
+    share: Path,
+    timeout: float,
+    machine: Machine = Machine(),
+    show: Callable[[str], object] | None = None,
+) -> Outcome:
     for name in ("output", "status", "status.new", "dmesg", "console"):
         (share / name).unlink(missing_ok=True)
     script = share / "script"
