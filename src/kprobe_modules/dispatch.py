@@ -421,6 +421,8 @@ class Dispatcher:
         self, calls: list[_Call | None], drained: Drained, records: list[Record]
     ) -> None:
         sequence = drained.sequence
+        # They bear the time of the last that is drained here, so they come behind it.
+        faults: list[Record] = []
         spent = [0] * len(calls)
         before = perf_counter_ns()
         for place, index in enumerate(sequence):
@@ -439,16 +441,17 @@ class Dispatcher:
                 elif result is not None:
                     _add(records, result)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises stays its own
-                records += self._faults.failed(slot.module, slot.where, error)
+                faults += self._faults.failed(slot.module, slot.where, error)
                 if slot.call is None:
                     done = sum(1 for each in sequence[: place + 1] if each == index)
                     calls[index] = _resumed(slot, drained.batches[index], done)
             after = perf_counter_ns()
             if after - before > STALL_NS:
-                records += self._faults.stalled(slot.module, slot.where, after - before)
+                faults += self._faults.stalled(slot.module, slot.where, after - before)
                 after = perf_counter_ns()
             spent[index] += after - before
             before = after
+        records += faults
         self._charge(calls, spent)
 
     def _charge(self, calls: Sequence[_Call | None], spent: Sequence[int]) -> None:

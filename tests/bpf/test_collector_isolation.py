@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time as clock
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import attrs
@@ -68,6 +69,8 @@ def test_a_handler_that_raises_loses_that_message_only() -> None:
         told = failures(records)
         assert [(each.module, each.where) for each in told] == [("generator", "on_size_40")]
         assert told[0].error == "ValueError: no 1"
+        # It bears the time of telling, and stands where that belongs.
+        assert all(one.time <= other.time for one, other in pairwise(records))
         stats = collector.stats().modules
         assert (stats["generator"]["errors"], stats["bystander"]["errors"]) == (100, 0)
         assert_closed(collector)
