@@ -9,21 +9,18 @@ nothing of BPF.
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import attrs
 
+from tests.support.compiled import compiled
 from tests.support.requirements import needs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Process", "churn_command", "read_truth"]
+__all__ = ["Process", "build", "churn_command", "read_truth"]
 
 SOURCE = Path(__file__).with_name("churn.c")
 
@@ -67,22 +64,19 @@ class Process:
         return f"churned-{self.index}" if self.kind == "rename" else None
 
 
-@cache
-def _binary() -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    needs.that(compiler, "needs a C compiler, to build the workload")
-    assert compiler is not None
-    target = Path(mkdtemp(prefix="churn-")) / "churn"
-    command = [compiler, "-O2", "-static", "-pthread", "-o", str(target), str(SOURCE)]
-    subprocess.run(command, check=True)
-    return target
+def build() -> Path:
+    """
+    Return the workload's program.
+    """
+    compiler = needs.command("cc", "gcc")
+    return compiled([compiler, "-O2", "-static", "-pthread"], [SOURCE])
 
 
 def churn_command(count: int, pause_us: int = 0) -> list[str]:
     """
     Return the command that makes *count* processes, pausing between them.
     """
-    return [str(_binary()), str(count), str(pause_us)]
+    return [str(build()), str(count), str(pause_us)]
 
 
 def read_truth(output: str) -> Sequence[Process]:

@@ -5,14 +5,11 @@ A small C program whose functions have names to look for.
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tests.support.compiled import compiled
 from tests.support.requirements import needs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["FUNCTIONS", "build"]
 
@@ -28,11 +25,5 @@ def build(folder: Path, *options: str) -> Path:
     Skips the test if there is no C compiler.
     """
     compiler = needs.command("cc", "gcc", "clang", "clang-14")
-    target = folder / "stacked"
-    command: Sequence[str | Path] = [
-        compiler, "-O0", "-fno-omit-frame-pointer",
-        "-Wl,--build-id", *options, SOURCE, "-o", target,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return target
+    command = [compiler, "-O0", "-fno-omit-frame-pointer", "-Wl,--build-id", *options]
+    return Path(shutil.copy(compiled(command, [SOURCE]), folder / "stacked"))

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import compileall
 import os
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 
+from tests.support import bpfcc, churn, libbpfs, stacked
 from tests.vm import boot, fetch, kernels, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 #: Run in the guest when KPROBE_MODULES_VM_TESTS does not say otherwise: what another kernel
 #: may answer otherwise.  Emulation is slow, and the rest of tests/bpf runs on the host's kernel.
@@ -61,9 +63,7 @@ class Guests:
         Wait for the run of the kernel called ``name``; raise what it raised.
         """
         if not self._runs:
-            # Emulated, compiling takes long, and the guest can't keep what it compiled.
-            for folder in ("src", "modules", "rings"):
-                compileall.compile_dir(boot.ROOT / folder, quiet=2)
+            _compile()
         for chosen in self._chosen:
             if chosen not in self._runs:
                 self._runs[chosen] = self._pool.submit(self._run, kernels.find(chosen))
@@ -102,6 +102,19 @@ class Guests:
             msg = f"{error}; exit status {outcome.status}; the end of what it printed:\n{tail}"
             raise boot.BootError(msg) from error
         return Run(kernel, image, outcome, read, tuple(verdict.splats(outcome.dmesg)))
+
+
+def _compile() -> None:
+    """
+    Compile what guests would: emulated, it takes them long, and they can't keep it.
+    """
+    for folder in ("src", "modules", "rings", "tests"):
+        compileall.compile_dir(boot.ROOT / folder, quiet=2)
+    churn.build()
+    bpfcc.compile_bpf(libbpfs.OBJECTS / "selftest.c")
+    bpfcc.compile_bpf(libbpfs.OBJECTS / "refused.c")
+    with tempfile.TemporaryDirectory() as folder:
+        stacked.build(Path(folder))
 
 
 def inner(report: Path) -> str:
