@@ -28,6 +28,8 @@ def compiled(command: Sequence[str], sources: Sequence[Path]) -> Path:
     """
     Return the file that a compiler makes, where it stays for the next who asks.
 
+    Its name is the source's without the ending.
+
     Args:
         command: the compiler and its options, without sources and ``-o``.
         sources: the source, and behind it all else that its object depends on.
@@ -38,7 +40,7 @@ def compiled(command: Sequence[str], sources: Sequence[Path]) -> Path:
     digest = hashlib.sha256(repr(list(command)).encode())
     for source in sources:
         digest.update(source.read_bytes())
-    target = KEPT / f"{sources[0].stem}-{digest.hexdigest()[:24]}"
+    target = KEPT / digest.hexdigest()[:24] / sources[0].stem
     if target.exists():
         return target
     with tempfile.TemporaryDirectory() as folder:
