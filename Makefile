@@ -38,7 +38,7 @@ $(VENV)/bin/python:
 	@$(INSTALL) venv
 	$(PYTHON) -m venv $(VENV)
 
-MADE_FROM := setup.cfg setup.py pyproject.toml $(wildcard rings/*.c rings/*.h src/kprobe_modules/rows/*.c)
+MADE_FROM := setup.cfg setup.py pyproject.toml $(wildcard rings/*.c rings/*.h src/kprobe_modules/*/*.c)
 
 $(VENV)/.run: $(MADE_FROM) | $(VENV)/bin/python
 	@$(INSTALL) run build
