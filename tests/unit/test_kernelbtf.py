@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -158,6 +160,56 @@ def test_a_type_of_a_kind_to_come_hides_no_other(tmp_path):
     btf = KernelBtf(sys=tmp_path)
     assert btf.home("km_name") == "vmlinux"
     assert btf.type_id("km_name") is None
+
+
+def test_reading_ahead_answers_the_same(btf):
+    btf.read()
+    assert btf.has_iterator("task")
+    assert not btf.has_function("km_nowhere")
+
+
+def contents(path):
+    needs.that(INDEX, "the compiled index")
+    with path.open("rb", buffering=0) as stream:
+        return kernelbtf.Contents(stream.fileno())
+
+
+def test_contents_are_those_of_the_file(tmp_path):
+    path = tmp_path / "file"
+    for data in (b"", b"x", b"xy" * 4999):
+        path.write_bytes(data)
+        assert bytes(contents(path)) == data
+    # What sysfs does not let us map, and is shorter than it says.
+    path = Path("/sys/kernel/uevent_seqnum")
+    read = bytes(contents(path))
+    assert read[-1:] == b"\n"
+    assert read.strip().isdigit()
+    assert len(read) < path.stat().st_size
+
+
+def test_contents_of_the_kernel_are_whole():
+    path = needs.kernel_btf()
+    assert bytes(contents(path)) == path.read_bytes()
+
+
+def test_contents_are_not_to_be_written(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"some")
+    view = memoryview(contents(path))
+    assert view.readonly
+    with pytest.raises(TypeError):
+        view[0] = 0
+
+
+def test_contents_of_nothing_are_an_error(tmp_path):
+    needs.that(INDEX, "the compiled index")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for wrong in (-1, folder):
+            with pytest.raises(OSError, match=r"Bad file descriptor|Is a directory"):
+                kernelbtf.Contents(wrong)
+    finally:
+        os.close(folder)
 
 
 def index(types: tuple[int, ...], names: bytes, base=None, kinds=1 << 12):

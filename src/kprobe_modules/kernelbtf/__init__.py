@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from kprobe_modules.kernelbtf import _index
 
     Index: type[_index.Index] | None
+    Contents: type[_index.Contents]
 elif os.environ.get("KPROBE_MODULES_PURE", "") not in {"", "0"}:
     Index = None
 else:
     try:
-        from kprobe_modules.kernelbtf._index import Index
+        from kprobe_modules.kernelbtf._index import Contents, Index
     except ImportError:
         Index = None
 
@@ -73,6 +74,20 @@ class KernelBtf:
         Whether the kernel has BTF at all (CONFIG_DEBUG_INFO_BTF).
         """
         return (self._folder / "vmlinux").exists()
+
+    def read(self) -> None:
+        """
+        Do now what the first question would wait for, so that a thread can.
+
+        Other threads run meanwhile.  Without native code they would hardly: then this
+        does nothing.
+
+        Raises:
+            NotSupportedError: the kernel has no BTF.
+        """
+        if Index is not None:
+            with self._lock:
+                self._base()
 
     def has_function(self, name: str) -> bool:
         """
@@ -185,7 +200,7 @@ class _Image:
 
     def __init__(self, path: Path, base: _Image | None) -> None:
         try:
-            self._data = path.read_bytes()
+            self._data = _contents(path)
             magic, _, _, header, types, types_size, strings, strings_size = _HEADER.unpack_from(
                 self._data
             )
@@ -228,11 +243,16 @@ class _Image:
         """
         if self._base:
             yield from self._base._offsets(name)  # noqa: SLF001 - of the same class
-        wanted = b"\0" + name.encode() + b"\0"
-        at = self._data.find(wanted, self._strings.start, self._strings.stop)
+        data, wanted = self._searchable(), b"\0" + name.encode() + b"\0"
+        at = data.find(wanted, self._strings.start, self._strings.stop)
         while at >= 0:
             yield self._first + at + 1 - self._strings.start
-            at = self._data.find(wanted, at + 1, self._strings.stop)
+            at = data.find(wanted, at + 1, self._strings.stop)
+
+    def _searchable(self) -> bytes:
+        if not isinstance(self._data, bytes):
+            self._data = bytes(self._data)
+        return self._data
 
     def _kinds(self, name: int) -> Iterator[int]:
         """
@@ -242,13 +262,20 @@ class _Image:
         it, and none is as large as a kind in the highest byte makes a word.  Beside
         the kinds that are looked for stands nothing, or a function's linkage.
         """
-        word = _WORD.pack(name)
-        at = self._data.find(word, self._types.start, self._types.stop)
+        data, word = self._searchable(), _WORD.pack(name)
+        at = data.find(word, self._types.start, self._types.stop)
         while 0 <= at < self._types.stop - 2 * _WORD.size:
-            (info,) = _WORD.unpack_from(self._data, at + _WORD.size)
+            (info,) = _WORD.unpack_from(data, at + _WORD.size)
             if (at - self._types.start) % _WORD.size == 0 and info & 0xFFFFFF <= _LINKAGES:
                 yield info >> 24
-            at = self._data.find(word, at + 1, self._types.stop)
+            at = data.find(word, at + 1, self._types.stop)
+
+
+def _contents(path: Path) -> bytes | memoryview:
+    if Index is None:
+        return path.read_bytes()
+    with path.open("rb", buffering=0) as stream:
+        return memoryview(Contents(stream.fileno()))
 
 
 def _feature(path: Path) -> str:

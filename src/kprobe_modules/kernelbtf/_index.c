@@ -9,11 +9,15 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* struct btf_type of <linux/btf.h>: name_off, info, and size or type. */
 #define HEAD 12
@@ -219,6 +223,7 @@ static PyObject *Index_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	struct part types, strings;
 	PyObject *base = Py_None;
 	unsigned int kinds;
+	bool filled;
 	allocfunc allocate = PyType_GetSlot(type, Py_tp_alloc);
 	Index *self = (Index *)allocate(type, 0);
 
@@ -236,7 +241,11 @@ static PyObject *Index_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 	self->base = base == Py_None ? NULL : (Index *)Py_NewRef(base);
 	if (!set_parts(self, types, strings))
 		goto refused;
-	if (!fill(self)) {
+	/* Nobody else has this yet, and what it reads is held by its buffer. */
+	Py_BEGIN_ALLOW_THREADS;
+	filled = fill(self);
+	Py_END_ALLOW_THREADS;
+	if (!filled) {
 		PyErr_NoMemory();
 		goto refused;
 	}
@@ -307,13 +316,119 @@ static PyType_Spec Index_spec = {
 	.slots = Index_slots,
 };
 
-static int module_exec(PyObject *module)
+/* ---- the bytes of a file ---- */
+
+typedef struct Contents {
+	PyObject_HEAD void *at;
+	size_t length;
+	bool mapped;
+} Contents;
+
+/*
+ * Where the kernel lets us map its BTF (6.16) there is nothing to read. Elsewhere sysfs gives
+ * out a page at a time, and in Python each of a thousand reads would take the interpreter's
+ * lock anew, from threads that have better use for it.
+ */
+static bool obtain(Contents *self, int fd)
 {
-	PyObject *type = PyType_FromModuleAndSpec(module, &Index_spec, NULL);
-	int failed = !type || PyModule_AddObjectRef(module, "Index", type);
+	struct stat status;
+	size_t size;
+	ssize_t got;
+
+	if (fstat(fd, &status) < 0)
+		return false;
+	size = (size_t)status.st_size;
+	self->at = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
+	self->mapped = self->at != MAP_FAILED;
+	if (self->mapped) {
+		self->length = size;
+		return true;
+	}
+	self->at = malloc(size + 1);
+	if (!self->at)
+		return false;
+	do {
+		got = read(fd, (char *)self->at + self->length, size - self->length);
+		if (got > 0)
+			self->length += (size_t)got;
+	} while (got > 0 || (got < 0 && errno == EINTR));
+	return got == 0;
+}
+
+static PyObject *Contents_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "", NULL };
+	allocfunc allocate = PyType_GetSlot(type, Py_tp_alloc);
+	bool obtained;
+	int fd, error;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i:Contents", names, &fd))
+		return NULL;
+	Contents *self = (Contents *)allocate(type, 0);
+
+	if (!self)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS;
+	obtained = obtain(self, fd);
+	error = errno;
+	Py_END_ALLOW_THREADS;
+	if (obtained)
+		return (PyObject *)self;
+	Py_DECREF(self);
+	errno = error;
+	return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static void Contents_dealloc(PyObject *object)
+{
+	Contents *self = (Contents *)object;
+	PyTypeObject *type = Py_TYPE(object);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+
+	if (self->mapped)
+		munmap(self->at, self->length);
+	else
+		free(self->at);
+	release(object);
+	Py_DECREF(type);
+}
+
+static int Contents_getbuffer(PyObject *object, Py_buffer *view, int flags)
+{
+	Contents *self = (Contents *)object;
+
+	return PyBuffer_FillInfo(view, object, self->at, (Py_ssize_t)self->length, 1, flags);
+}
+
+static PyType_Slot Contents_slots[] = {
+	{ Py_tp_doc, "The bytes of a file." },
+	{ Py_tp_new, Contents_new },
+	{ Py_tp_dealloc, Contents_dealloc },
+	{ Py_bf_getbuffer, Contents_getbuffer },
+	{ 0, NULL },
+};
+
+static PyType_Spec Contents_spec = {
+	.name = "kprobe_modules.kernelbtf._index.Contents",
+	.basicsize = sizeof(Contents),
+	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+	.slots = Contents_slots,
+};
+
+static int add_type(PyObject *module, PyType_Spec *spec, const char *name)
+{
+	PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+	int failed = !type || PyModule_AddObjectRef(module, name, type);
 
 	Py_XDECREF(type);
 	return failed ? -1 : 0;
+}
+
+static int module_exec(PyObject *module)
+{
+	if (add_type(module, &Index_spec, "Index"))
+		return -1;
+	return add_type(module, &Contents_spec, "Contents");
 }
 
 static PyModuleDef_Slot slots[] = {

@@ -2,9 +2,25 @@
 
 from typing import Self
 
+class Contents:
+    """
+    The bytes of a file, by the buffer protocol.
+
+    They are mapped if the file allows that, else read; other threads run meanwhile.
+
+    Args:
+        fd: the file, open for reading at its beginning; it stays the caller's.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+
+    def __new__(cls, fd: int, /) -> Self: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
 class Index:
     """
-    The types in the bytes of BTF, by name.
+    The types in the bytes of BTF, by name.  Other threads run while they are passed.
 
     Args:
         data: BTF in the byte order of this machine; it is kept, not copied.
@@ -19,7 +35,7 @@ class Index:
 
     def __new__(
         cls,
-        data: bytes,
+        data: bytes | memoryview,
         types: tuple[int, int],
         strings: tuple[int, int],
         kinds: int,
