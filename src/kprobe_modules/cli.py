@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["FAILURE", "OK", "UNPRIVILEGED", "USAGE", "main", "started"]
 
@@ -79,7 +79,10 @@ def started() -> None:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # No option before the command has a value.
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    parser = build_parser(asked)
     parsed = parser.parse_args(arguments)
     if parsed.version:
         return _guarded("kprobe_modules.commands.version", parsed)
@@ -165,9 +168,12 @@ def _columns() -> int:
         return 80
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """
     Build the parser; importing this module imports no framework.
+
+    Args:
+        only: the one command whose options are wanted; all of them take milliseconds.
     """
     parser = argparse.ArgumentParser(
         prog="kprobe-modules",
@@ -181,15 +187,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(prog=parser.prog, dest="command", metavar="COMMAND")
-    _add_run(commands)
-    _add_top(commands)
-    _add_capture(commands)
-    _add_replay(commands)
-    _add_list(commands)
-    _add_describe(commands)
-    _add_fields(commands)
-    _add_doctor(commands)
-    _add_config(commands)
+    for name, (summary, add) in _COMMANDS.items():
+        command = _command(commands, name, summary)
+        if only in {None, name}:
+            add(command)
     return parser
 
 
@@ -242,8 +243,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", help="configuration file, TOML")
 
 
-def _add_run(commands: Commands) -> None:
-    parser = _command(commands, "run", "attach modules and print their records")
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="MODULE", help="modules; the same as -m")
     _add_options(parser)
     _add_output(parser)
@@ -254,8 +254,7 @@ def _add_run(commands: Commands) -> None:
     _add_end(parser)
 
 
-def _add_capture(commands: Commands) -> None:
-    parser = _command(commands, "capture", "write what the rings deliver to a file, for replay")
+def _add_capture(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("capture", metavar="FILE", help="where to; what was there is lost")
     parser.set_defaults(names=[])
     _add_options(parser)
@@ -265,8 +264,7 @@ def _add_capture(commands: Commands) -> None:
     _add_end(parser)
 
 
-def _add_replay(commands: Commands) -> None:
-    parser = _command(commands, "replay", "print the records of a capture, without privileges")
+def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the newest file of a capture")
     parser.add_argument("-m", "--modules", metavar="LIST", help="these modules only, with commas")
     _add_output(parser)
@@ -344,8 +342,7 @@ def _add_limit(group: Group) -> None:
     )
 
 
-def _add_top(commands: Commands) -> None:
-    parser = _command(commands, "top", "show what each module, program and map costs, live")
+def _add_top(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="MODULE", help="modules; the same as -m")
     _add_options(parser)
     group = parser.add_argument_group("display")
@@ -355,37 +352,45 @@ def _add_top(commands: Commands) -> None:
     group.add_argument("--timeout", type=_seconds, metavar="S", help="stop after S seconds")
 
 
-def _add_list(commands: Commands) -> None:
-    parser = _command(commands, "list", "list modules, and the hooks they have on this kernel")
+def _add_list(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
     parser.add_argument("-j", dest="json", action="store_true", help="one JSON object per line")
 
 
-def _add_describe(commands: Commands) -> None:
-    parser = _command(commands, "describe", "show what is in a module, without the kernel")
+def _add_describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("module", metavar="MODULE")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     parser.add_argument("-j", dest="json", action="store_true", help="the same as -o json")
 
 
-def _add_fields(commands: Commands) -> None:
-    parser = _command(commands, "fields", "show the records of a module and their fields")
+def _add_fields(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("module", metavar="MODULE")
     parser.add_argument("-j", dest="json", action="store_true", help="one JSON object per line")
 
 
-def _add_doctor(commands: Commands) -> None:
-    parser = _command(commands, "doctor", "check this host, and say what to do about it")
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
     parser.add_argument("-j", dest="json", action="store_true", help="one JSON object per line")
     parser.add_argument("--attach", action="store_true", help="really attach each module")
     parser.add_argument("--quiet", action="store_true", help="print only what fails")
 
 
-def _add_config(commands: Commands) -> None:
-    parser = _command(commands, "config", "check the configuration and show where it comes from")
+def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("check",))
     _add_options(parser)
+
+
+_COMMANDS: Final[Mapping[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]] = {
+    "run": ("attach modules and print their records", _add_run),
+    "top": ("show what each module, program and map costs, live", _add_top),
+    "capture": ("write what the rings deliver to a file, for replay", _add_capture),
+    "replay": ("print the records of a capture, without privileges", _add_replay),
+    "list": ("list modules, and the hooks they have on this kernel", _add_list),
+    "describe": ("show what is in a module, without the kernel", _add_describe),
+    "fields": ("show the records of a module and their fields", _add_fields),
+    "doctor": ("check this host, and say what to do about it", _add_doctor),
+    "config": ("check the configuration and show where it comes from", _add_config),
+}
 
 
 def _seconds(text: str) -> float:

@@ -16,6 +16,8 @@ import pytest
 from kprobe_modules import Registry, cli
 from tests.support.shell import Shell
 
+COMMANDS = ["run", "top", "capture", "replay", "list", "describe", "fields", "doctor", "config"]
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -90,6 +92,20 @@ def test_version_names_libbpf_and_where_it_is_from(shell: Shell) -> None:
 
     assert done.returncode == 0
     assert re.match(r"kprobe-modules \S.*, libbpf v?\d.* \(\w+ /.+\), Python 3", done.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_the_options_it_has_among_all(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for parser in (cli.build_parser(), cli.build_parser(name)):
+        with pytest.raises(SystemExit):
+            parser.parse_args([name, "--help"])
+        said.append(capsys.readouterr().out)
+
+    assert "--verbose" in said[0]
+    assert said[0] == said[1]
 
 
 def test_parsing_arguments_imports_no_framework(shell: Shell) -> None:
