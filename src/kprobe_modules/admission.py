@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kprobe_modules import specfile
+from kprobe_modules.architecture import machine_arch
 from kprobe_modules.attached import AttachedModule
 from kprobe_modules.dispatch import Binding
 from kprobe_modules.handler import Context
 from kprobe_modules.intake import DATA_CHANNEL
 from kprobe_modules.loader import Plan, bring_up, check_tunables
-from kprobe_modules.maps import machine_arch
 from kprobe_modules.resources import LoadedResources
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kprobe_modules.dispatch import Dispatcher
     from kprobe_modules.features import Features
     from kprobe_modules.handler import DataChunk
+    from kprobe_modules.headstart import Headstart
     from kprobe_modules.intake import Intake
     from kprobe_modules.journal import Journal
     from kprobe_modules.libbpf import Library
@@ -60,6 +61,7 @@ class Admission:
     resolver: Callable[[], Resolver]
     """Gives what names the frames of stacks, made when the first one comes."""
     journal: Journal
+    headstart: Headstart | None = None
 
     def bring_up(
         self,
@@ -108,6 +110,9 @@ class Admission:
             undo.callback(self.dispatcher.remove, binding)
             return binding
 
+        ahead = None
+        if self.headstart is not None:
+            ahead = self.headstart.take(name, data, self.library)
         loaded = bring_up(
             Plan(
                 manifest=manifest,
@@ -121,7 +126,8 @@ class Admission:
                 open_source=lambda source: self.sources.open(name, bind().handler, source),
                 while_loading=manifest.handler_class,
                 before_attach=bind,
-            )
+            ),
+            ahead,
         )
         undo.callback(loaded.close)
         if tunables.get(STACK_TRACES):

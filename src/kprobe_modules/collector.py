@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from kprobe_modules.attached import ModuleStatus
     from kprobe_modules.dispatch import MessageBatch
+    from kprobe_modules.headstart import Headstart
     from kprobe_modules.libbpf import Descriptor, Library
     from kprobe_modules.manifest import Manifest
     from kprobe_modules.records import Metrics, Record
@@ -67,6 +68,8 @@ class Collector:
             (`count_runs`).
         journal: is told what handlers are given, as a `kprobe_modules.capture.Capture`
             is; it stays the caller's to close, after the collector.
+        headstart: what was begun for the modules already, in threads; it stays the
+            caller's to close, at any time.
 
     Raises:
         LibbpfNotFoundError, PrivilegeError, LoadError, RingError, AttachError.
@@ -89,6 +92,7 @@ class Collector:
         backlog: int = BACKLOG,
         metrics: float | None = None,
         journal: Journal | None = None,
+        headstart: Headstart | None = None,
     ) -> None:
         if metrics is not None and metrics < 1:
             msg = f"metrics is {metrics} seconds, expected 1 or more"
@@ -114,6 +118,7 @@ class Collector:
             chosen=chosen or {},
             proc_root=proc_root,
             journal=self._journal,
+            headstart=headstart,
         )
         try:
             if metrics is not None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kprobe_modules.attached import AttachedModule
     from kprobe_modules.clock import Clock
     from kprobe_modules.dispatch import Faults
+    from kprobe_modules.headstart import Headstart
     from kprobe_modules.hooks import Choice
     from kprobe_modules.journal import Journal
     from kprobe_modules.libbpf import Library
@@ -68,6 +69,7 @@ class Ensemble:
         chosen: the user's choices of alternatives, ``module.hook`` to what is wanted.
         proc_root: where procfs is mounted, for handlers.
         journal: is told what handlers are given.
+        headstart: what was begun for modules that will be admitted; None for nothing.
 
     Attributes:
         attached: in the order of attaching.
@@ -75,7 +77,7 @@ class Ensemble:
         offers: what handlers offer each other.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it composes them
         self,
         intake: Intake,
         library: Library,
@@ -85,13 +87,14 @@ class Ensemble:
         chosen: Mapping[str, str],
         proc_root: Path,
         journal: Journal,
+        headstart: Headstart | None = None,
     ) -> None:
         self._intake = intake
         self._journal = journal
         self._library = library
         self._clock = clock
         self._faults = faults
-        self._features = Features(library)
+        self._features = Features(library, btf=None if headstart is None else headstart.btf)
         self._sources = Sources(intake.watch, intake.unwatch)
         self.dispatcher = Dispatcher(faults, intake.now)
         self.offers = Offers()
@@ -107,6 +110,7 @@ class Ensemble:
             proc_root,
             self._resolver,
             journal,
+            headstart,
         )
         journal.opened(intake.now, faults)
         self._proc_root = proc_root

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from kprobe_modules import hooks
+from kprobe_modules.architecture import machine_arch
 from kprobe_modules.errors import (
     AttachError,
     ConfigError,
@@ -27,7 +28,6 @@ from kprobe_modules.errors import (
     PrivilegeError,
 )
 from kprobe_modules.libbpf import BpfObject
-from kprobe_modules.maps import machine_arch
 from kprobe_modules.spec import check_arch
 from kprobe_modules.tunable import pack
 
@@ -368,7 +368,7 @@ class LoadedModule:
         """
         if choice.alternative is None:
             return
-        target = BpfObject.open(self.plan.data, self.plan.manifest.object_name, self.plan.library)
+        target = _open(self.plan)
         try:
             leave_out(self.plan, target)
             for name, item in target.maps.items():
@@ -445,8 +445,16 @@ class _RefusedError(Exception):
         self.reason = reason
 
 
-def _attempt(plan: Plan, wanted_maps: tuple[str, ...], choices: tuple[Choice, ...]) -> LoadedModule:
-    target = BpfObject.open(plan.data, plan.manifest.object_name, plan.library)
+def _open(plan: Plan) -> BpfObject:
+    return BpfObject.open(plan.data, plan.manifest.object_name, plan.library)
+
+
+def _attempt(
+    plan: Plan, target: BpfObject, wanted_maps: tuple[str, ...], choices: tuple[Choice, ...]
+) -> LoadedModule:
+    """
+    Do all steps but the first, once; *target* ends up in the module, or closed.
+    """
     module = LoadedModule(plan, target, choices)
     try:
         inject(plan, target, wanted_maps)
@@ -480,9 +488,13 @@ def _blamed(error: LoadError, wanted: set[str]) -> str | None:
     return next((name for name in named if name in wanted), None)
 
 
-def bring_up(plan: Plan) -> LoadedModule:
+def bring_up(plan: Plan, ahead: BpfObject | None = None) -> LoadedModule:
     """
     Do all six steps.
+
+    Args:
+        plan: what to bring up.
+        ahead: the object, if somebody has opened it ahead of time; it is ours from now on.
 
     Raises:
         ObjectError, ManifestError, ConfigError: before the kernel was touched.
@@ -491,20 +503,25 @@ def bring_up(plan: Plan) -> LoadedModule:
         AttachError: when a required hook has no alternative that works.
         PrivilegeError: when a capability is missing.
     """
-    wanted_maps = check(plan)
     refused: dict[str, str] = {}
     refusal: BaseException | None = None
-    while True:
-        try:
-            choices = choose_hooks(plan, refused)
-        except AttachError:
-            if isinstance(refusal, LoadError):
-                # Nothing is left to try: the verifier's own words say more than
-                # a list of alternatives.
-                raise refusal from None
-            raise
-        try:
-            return _attempt(plan, wanted_maps, choices)
-        except _RefusedError as error:
-            refused[error.program] = error.reason
-            refusal = error.__cause__
+    with ExitStack() as unused:
+        if ahead is not None:
+            unused.callback(ahead.close)
+        wanted_maps = check(plan)
+        while True:
+            try:
+                choices = choose_hooks(plan, refused)
+            except AttachError:
+                if isinstance(refusal, LoadError):
+                    # Nothing is left to try: the verifier's own words say more than
+                    # a list of alternatives.
+                    raise refusal from None
+                raise
+            unused.pop_all()
+            target, ahead = ahead or _open(plan), None
+            try:
+                return _attempt(plan, target, wanted_maps, choices)
+            except _RefusedError as error:
+                refused[error.program] = error.reason
+                refusal = error.__cause__

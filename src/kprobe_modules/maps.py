@@ -10,11 +10,11 @@ wants through the same header, and is given ours in their place.  libbpf's
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from kprobe_modules import specfile
+from kprobe_modules.architecture import machine_arch
 from kprobe_modules.errors import IncompatibleMapError, ModuleStateError
 from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.libbpf import map as bpf_map
@@ -33,16 +33,6 @@ FENCE = "km_fence"
 
 MAP_TYPE_RINGBUF = 27
 """BPF_MAP_TYPE_RINGBUF of ``enum bpf_map_type`` in <linux/bpf.h>, since 5.8."""
-
-_ARCHES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}
-
-
-def machine_arch() -> str:
-    """
-    Return the running machine's architecture as object files are named for it.
-    """
-    machine = os.uname().machine
-    return _ARCHES.get(machine, machine)
 
 
 def _collector_file(suffix: str) -> bytes:

@@ -37,10 +37,11 @@ TABLE = {
     # for people
     "__main__": "cli",
     "cli": "errors",
-    "commands": "attached capture cli collector config describe doctor errors features hooks "
-    "journal libbpf maps metrics objectfile records registry sinks transport",
-    "doctor": "capabilities config errors features hooks libbpf manifest maps objectfile "
-    "registry rings spec transport",
+    "commands": "architecture attached capture cli collector config describe doctor errors "
+    "features headstart hooks journal libbpf maps metrics objectfile records registry sinks "
+    "transport",
+    "doctor": "architecture capabilities config errors features hooks libbpf manifest maps "
+    "objectfile registry rings spec transport",
     "config": "byfields errors",
     "describe": "codes errors layout manifest objectfile spec",
     # the public surface: for agents, and for modules
@@ -50,12 +51,12 @@ TABLE = {
     # the composing rooms
     "capture": "attached dispatch errors handler journal records registry resources rings sinks "
     "specjson stacks",
-    "collector": "attached clock delivery dispatch ensemble errors intake journal libbpf manifest "
-    "records registry subscriptions transport",
-    "ensemble": "admission attached clock dispatch errors features hooks intake journal libbpf "
-    "loader manifest metrics records resources rings stacks",
-    "admission": "attached dispatch features handler intake journal libbpf loader manifest maps "
-    "resources spec specfile stacks",
+    "collector": "attached clock delivery dispatch ensemble errors headstart intake journal libbpf "
+    "manifest records registry subscriptions transport",
+    "ensemble": "admission attached clock dispatch errors features headstart hooks intake journal "
+    "libbpf loader manifest metrics records resources rings stacks",
+    "admission": "architecture attached dispatch features handler headstart intake journal libbpf "
+    "loader manifest maps resources spec specfile stacks",
     "metrics": "errors libbpf records",
     "journal": "attached dispatch handler records",
     "delivery": "dispatch records subscriptions",
@@ -67,10 +68,11 @@ TABLE = {
     "dispatch": "decode diagnostics errors handler layout records rings rows spec stacks",
     "diagnostics": "decode errors records spec stacks",
     "stacks": "errors",
-    "loader": "errors features hooks libbpf manifest maps spec tunable",
+    "headstart": "architecture errors kernelbtf libbpf manifest",
+    "loader": "architecture errors features hooks libbpf manifest maps spec tunable",
     "transport": "byfields errors libbpf rings",
     "losses": "byfields libbpf spec",
-    "maps": "errors libbpf spec specfile",
+    "maps": "architecture errors libbpf spec specfile",
     "hooks": "errors features manifest spec",
     "registry": "entrypoints errors manifest",
     # what modules are made of
@@ -102,6 +104,7 @@ TABLE = {
     "symbols": "errors",
     "capabilities": "errors",
     "clock": "errors",
+    "architecture": "",
     "byfields": "",
     "errors": "",
     # each of these sees api and itself

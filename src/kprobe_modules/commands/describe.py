@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING
 
 from kprobe_modules import describe, objectfile
-from kprobe_modules.maps import machine_arch
+from kprobe_modules.architecture import machine_arch
 from kprobe_modules.registry import Registry
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic
 from typing import IO, TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from kprobe_modules.cli import FAILURE, OK, started, status_of
 from kprobe_modules.commands import matching, options, status
 from kprobe_modules.commands.watching import Interrupts, interval_of, open_collector
 from kprobe_modules.errors import CaptureError, ConfigError, KprobeModulesError, RegistryError
+from kprobe_modules.headstart import Headstart
 from kprobe_modules.records import field_names
 from kprobe_modules.registry import Registry
 from kprobe_modules.sinks import discard
@@ -53,12 +55,15 @@ def run(parsed: argparse.Namespace) -> int:
     if not names:
         msg = "no module to attach: none is registered, or all are disabled"
         raise ConfigError(msg)
-    printer = make_printer(parsed, names, registry)
     with ExitStack() as stack:
+        headstart = stack.enter_context(Headstart(partial(registry.load, name) for name in names))
+        printer = make_printer(parsed, names, registry)
         interrupts = stack.enter_context(Interrupts())
         capture = _capture(parsed, stack)
         collector = stack.enter_context(
-            open_collector(chosen, registry, metrics=parsed.metrics, journal=capture)
+            open_collector(
+                chosen, registry, metrics=parsed.metrics, journal=capture, headstart=headstart
+            )
         )
         outcome = attach_modules(collector, names, chosen)
         if outcome != OK:

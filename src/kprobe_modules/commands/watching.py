@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kprobe_modules.collector import Collector
     from kprobe_modules.config import Options
+    from kprobe_modules.headstart import Headstart
     from kprobe_modules.journal import Journal
     from kprobe_modules.registry import Registry
 
@@ -38,6 +39,7 @@ def open_collector(
     *,
     metrics: float | None = None,
     journal: Journal | None = None,
+    headstart: Headstart | None = None,
 ) -> Collector:
     """
     Open a collector as the options say; nothing is attached yet.
@@ -47,6 +49,7 @@ def open_collector(
         registry: where modules are found.
         metrics: seconds between records of metrics; None for none.
         journal: is told what handlers are given; None for nobody.
+        headstart: what was begun for the modules already; None for nothing.
 
     Raises:
         KprobeModulesError: a privilege, a feature or libbpf is missing.
@@ -66,6 +69,7 @@ def open_collector(
         registry=registry,
         metrics=metrics,
         journal=journal,
+        headstart=headstart,
     )
 
 

@@ -117,7 +117,7 @@ def prospect(
         KprobeModulesError: the module, its object or a choice of hook is wrong.
     """
     from kprobe_modules import hooks, objectfile
-    from kprobe_modules.maps import machine_arch
+    from kprobe_modules.architecture import machine_arch
 
     prefix = f"{name}."
     chosen = {

@@ -31,6 +31,8 @@ class Owner(Protocol):
 
     library: Library
     name: str
+    has_kernel_btf: bool
+    """Whether libbpf has read the kernel's BTF for it."""
 
     def check(self) -> None:
         """
@@ -103,6 +105,26 @@ class BpfProgram:
             code = self._c.bpf_program__set_autoload(self._pointer, load)
         if code < 0:
             what = f"program {self.name}: choice to load"
+            raise refusal.of_object(self._owner.name, what, -code, lines)
+
+    def find_target(self) -> None:
+        """
+        Look up now what the program attaches to, by BTF, instead of in the object's load.
+
+        For the first program of an object libbpf reads the kernel's BTF, which takes
+        some 15 ms, in which other threads run.  It keeps that for the load, whose CO-RE
+        relocations want it too.
+
+        Raises:
+            LoadError: the kernel has no such target, or the object is loaded already.
+        """
+        self._owner.check()
+        target = self.section.partition("/")[2]
+        self._owner.has_kernel_btf = True
+        with self._owner.library.messages.listen() as lines:
+            code = self._c.bpf_program__set_attach_target(self._pointer, 0, target.encode())
+        if code < 0:
+            what = f"program {self.name}: target {target}"
             raise refusal.of_object(self._owner.name, what, -code, lines)
 
     def attach_kprobe(self, function: str, retprobe: bool = False) -> Link:  # noqa: FBT001, FBT002

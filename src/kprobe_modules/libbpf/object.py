@@ -232,6 +232,7 @@ class BpfObject:
         self._data = data  # libbpf may look at it until the load
         self._lock = threading.Lock()
         self.loaded = False
+        self.has_kernel_btf = False
         maps = [BpfMap(self, each) for each in self._each("map")]
         self.maps = {each.name: each for each in maps}
         programs = [BpfProgram(self, each) for each in self._each("program")]
@@ -262,13 +263,14 @@ class BpfObject:
             raise refusal.of_object(name, "open", code, lines)
         return cls(library, pointer, name, data)
 
-    def _each(self, kind: str) -> list[int]:
+    def _each(self, kind: str, within: int | None = None) -> list[int]:
+        within = within or self._pointer
         advance = getattr(self.library.c, f"bpf_object__next_{kind}")
         found: list[int] = []
-        pointer = advance(self._pointer, None)
+        pointer = advance(within, None)
         while pointer:
             found.append(pointer)
-            pointer = advance(self._pointer, pointer)
+            pointer = advance(within, pointer)
         return found
 
     def check(self) -> None:
@@ -303,6 +305,7 @@ class BpfObject:
             LoadError: anything else, with what libbpf said.
         """
         self.check()
+        self.has_kernel_btf = False
         # One log serves all programs: they are loaded in turn, and the first
         # refusal ends the load.
         with _Log(_LOG_ROOM) as log, self.library.messages.listen() as lines:
@@ -323,8 +326,21 @@ class BpfObject:
             pointer, self._pointer = self._pointer, 0
         if pointer:
             with self.library.messages.listen():
+                if self.has_kernel_btf:
+                    self._load_nothing(pointer)
                 self.library.c.bpf_object__close(pointer)
         self._data = b""
+
+    def _load_nothing(self, pointer: int) -> None:
+        """
+        Let libbpf free the kernel's BTF, 6 MB: 1.1 does so in a load only, 1.6 also without.
+        """
+        c = self.library.c
+        for program in self._each("program", pointer):
+            c.bpf_program__set_autoload(program, False)  # noqa: FBT003 - the C name's meaning
+        for each in self._each("map", pointer):
+            c.bpf_map__set_autocreate(each, False)  # noqa: FBT003
+        c.bpf_object__load(pointer)
 
     def __enter__(self) -> Self:
         return self

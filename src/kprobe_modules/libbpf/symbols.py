@@ -63,6 +63,7 @@ _PROGRAMS: dict[str, Prototype] = {
     "bpf_program__fd": (c_int, (c_void_p,)),
     "bpf_program__autoload": (c_bool, (c_void_p,)),
     "bpf_program__set_autoload": (c_int, (c_void_p, c_bool)),
+    "bpf_program__set_attach_target": (c_int, (c_void_p, c_int, c_char_p)),
     "bpf_program__set_log_buf": (c_int, (c_void_p, c_void_p, c_size_t)),
     "bpf_program__attach_kprobe": (c_void_p, (c_void_p, c_bool, c_char_p)),
     "bpf_program__attach_trace": (c_void_p, (c_void_p,)),
