@@ -53,7 +53,8 @@ class RingOptions(ByFields):
     data_pages: int = attrs.field(default=256, validator=_power_of_two)
     """The same for the data channel."""
     watermark: int | None = attrs.field(default=None)
-    """Bytes in a ring that wake the reader; None means half a ring."""
+    """Bytes in a ring that wake the reader, at most half a ring; None means a quarter.
+    What is left has to hold what comes until the reader runs."""
 
     @transport.validator
     def _check_transport(self, _attribute: attrs.Attribute[str], value: str) -> None:
@@ -71,8 +72,8 @@ class RingOptions(ByFields):
         """
         Return the watermark in bytes for a ring of that many pages.
         """
-        half = pages * PAGE // 2
-        return half if self.watermark is None else min(self.watermark, half)
+        size = pages * PAGE
+        return size // 4 if self.watermark is None else min(self.watermark, size // 2)
 
 
 def open_perf_rings(map_fd: int, pages: int, watermark: int, library: Library) -> PerfRings:

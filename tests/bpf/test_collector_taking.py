@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kprobe_modules import Collector, Failure, RingOptions
+from kprobe_modules.transport import PAGE
 from tests.support import generator
 from tests.support.generator import assert_closed, generate
 from tests.support.requirements import needs
@@ -94,6 +95,17 @@ def test_a_watermark_ends_the_wait(transport: str) -> None:
             assert monotonic() - start < 20
             timer.join()
             collector.flush()
+
+
+def test_a_quarter_of_a_ring_is_the_default_watermark() -> None:
+    with collecting(rings=RingOptions(pages=8), interval=60) as collector:
+        generate(collector, 1, cpu=0)
+        message = collector._intake.drainer.pending()
+        collector.flush()
+        poll = select.poll()
+        poll.register(collector.fileno(), select.POLLIN)
+        generate(collector, 9 * PAGE // 4 // message, cpu=0)
+        assert poll.poll(5000)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
