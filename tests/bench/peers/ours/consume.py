@@ -26,7 +26,7 @@ import attrs
 from kprobe_modules import libbpf
 from kprobe_modules.dispatch import Binding, Dispatcher, Faults
 from kprobe_modules.intake import STREAM_BUDGET
-from kprobe_modules.transport import PAGE, open_bpf_rings, open_perf_rings
+from kprobe_modules.transport import PAGE, RingOptions, open_bpf_rings, open_perf_rings
 from tests.bench.peers import Seen
 from tests.bench.peers.ours.messages import BenchHandler, spec
 
@@ -49,7 +49,8 @@ class Consumer:
     def __init__(self, map_fd: int, pages: int, transport: str = "perf") -> None:
         if transport == "perf":
             library = libbpf.find()
-            self.rings: Any = open_perf_rings(map_fd, pages, pages * PAGE // 2, library)
+            watermark = RingOptions(pages=pages).wakeup(pages)
+            self.rings: Any = open_perf_rings(map_fd, pages, watermark, library)
         else:
             self.rings = open_bpf_rings(map_fd, pages * PAGE)
         self.drainer = self.rings.drainer
