@@ -34,5 +34,14 @@ setup(
             # Without it types are found by their bytes.
             optional=True,
         ),
+        Extension(
+            "kprobe_modules.libbpf._print",
+            ["src/kprobe_modules/libbpf/_print.c"],
+            define_macros=[("Py_LIMITED_API", "0x030b0000")],
+            extra_compile_args=["-O3"],
+            py_limited_api=True,
+            # Without it Python drops what nobody reads.
+            optional=True,
+        ),
     ]
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import textwrap
 import threading
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -83,6 +85,66 @@ def test_messages_of_other_users_go_where_they_went_before(library):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
     assert not done.stderr
+
+
+@pytest.mark.parametrize("pure", ["", "1"])
+def test_what_nobody_reads_is_dropped_before_it_reaches_python(library, pure):
+    """
+    And what somebody reads is not.
+    """
+    if not pure:
+        needs.that(find_spec("kprobe_modules.libbpf._print"), "the compiled filter")
+    script = textwrap.dedent("""
+        import sys
+        from kprobe_modules.libbpf import BpfObject, find, messages
+        from kprobe_modules.registry import Registry
+        from kprobe_modules.architecture import machine_arch
+        levels, plain = [], messages.Messages._print
+        def noted(self, level, *others):
+            levels.append(level)
+            return plain(self, level, *others)
+        messages.Messages._print = noted
+        registry = Registry()
+        data = registry.load(registry.names()[0]).object_bytes(machine_arch())
+        library = find(sys.argv[1])
+        def count(data):
+            del levels[:]
+            try:
+                BpfObject.open(data, "noted", library).close()
+            except Exception:
+                pass
+            return levels.count(0), levels.count(2)
+        quiet, refused = count(data), count(b"junk")
+        import logging
+        logging.basicConfig(level=logging.DEBUG, filename="/dev/null")
+        print(*quiet, *refused, *count(data))
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script, library.path],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "KPROBE_MODULES_PURE": pure},
+    )
+    warned, debugged, refused, _, _, logged = map(int, done.stdout.split())
+    assert warned == 0
+    assert (debugged > 50) == bool(pure)
+    assert refused > 0
+    assert logged > 50
+
+
+def test_there_are_filters_for_a_few_libraries():
+    needs.that(find_spec("kprobe_modules.libbpf._print"), "the compiled filter")
+    script = textwrap.dedent("""
+        from kprobe_modules.libbpf._print import filtered, set_quiet
+        addresses = range(4096, 4096 + 7)
+        print([filtered(each) == each for each in addresses].count(True))
+        print(set_quiet(True), set_quiet(False), set_quiet(False))
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["3", "False", "True", "False"]
 
 
 def test_a_library_with_our_print_function_survives_the_interpreter(library):

@@ -13,6 +13,7 @@ import atexit
 import collections
 import contextlib
 import ctypes
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -34,6 +35,25 @@ _ROOM = 16384
 _PrintFunction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
+def filtered(address: int, /) -> int:
+    """
+    Stand in for native code, which would drop what nobody reads before it gets here.
+    """
+    return address
+
+
+def set_quiet(value: bool, /) -> bool:  # noqa: FBT001 - as the native one
+    """
+    Stand in for native code.
+    """
+    return value
+
+
+if os.environ.get("KPROBE_MODULES_PURE", "") in {"", "0"}:
+    with contextlib.suppress(ImportError):
+        from kprobe_modules.libbpf._print import filtered, set_quiet
+
+
 class Messages:
     """
     Receive what one libbpf prints.
@@ -53,7 +73,8 @@ class Messages:
         self._recent: collections.deque[str] = collections.deque(maxlen=KEPT)
         self._callback = _PrintFunction(self._print)
         self._set_print = library.libbpf_set_print
-        before = self._set_print(ctypes.cast(self._callback, ctypes.c_void_p))
+        ours = ctypes.cast(self._callback, ctypes.c_void_p).value
+        before = self._set_print(filtered(ours or 0))
         self._before = before
         self._chain = _PrintFunction(before) if before else None
         # libbpf outlives the interpreter; this object does not.
@@ -74,9 +95,11 @@ class Messages:
         lines: list[str] = []
         outer = getattr(self._mine, "lines", None)
         self._mine.lines = lines
+        quiet = set_quiet(_listener() is None)
         try:
             yield lines
         finally:
+            set_quiet(quiet)
             self._mine.lines = outer
             if outer is not None:
                 outer.extend(lines)
