@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from kprobe_modules.architecture import machine_arch
-from kprobe_modules.errors import KprobeModulesError
 from kprobe_modules.kernelbtf import KernelBtf
 from kprobe_modules.libbpf import BpfObject, find
 
@@ -127,11 +126,11 @@ class Headstart:
     def _is_in_kernel(self, program: BpfProgram) -> bool:
         kind, _, name = program.section.partition("/")
         if kind == "tp_btf":
-            return self.btf.has_tracepoint(name)
+            return self.btf.tracepoint_home(name) == "vmlinux"
         return kind == "iter" and self.btf.has_iterator(name)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Ahead:
     """
     An object that a thread is busy with.
@@ -145,7 +144,7 @@ class _Ahead:
 
 def _start(work: Callable[[], None], name: str) -> Thread:
     def run() -> None:
-        with suppress(KprobeModulesError):
+        with suppress(Exception):
             work()
 
     thread = Thread(target=run, name=name, daemon=True)

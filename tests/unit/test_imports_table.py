@@ -68,7 +68,7 @@ TABLE = {
     "dispatch": "decode diagnostics errors handler layout records rings rows spec stacks",
     "diagnostics": "decode errors records spec stacks",
     "stacks": "errors",
-    "headstart": "architecture errors kernelbtf libbpf manifest",
+    "headstart": "architecture kernelbtf libbpf manifest",
     "loader": "architecture errors features hooks libbpf manifest maps spec tunable",
     "transport": "byfields errors libbpf rings",
     "losses": "byfields libbpf spec",

@@ -40,6 +40,7 @@ def btf():
 def test_what_every_kernel_has(btf):
     assert btf.available
     assert btf.has_tracepoint("sched_process_exit")
+    assert btf.tracepoint_home("sched_process_exit") == "vmlinux"
     assert btf.has_iterator("task")
     assert btf.has_function("wake_up_new_task")
     assert btf.home("wake_up_new_task") == "vmlinux"

@@ -105,7 +105,7 @@ class KernelBtf:
         Raises:
             NotSupportedError: the kernel has no BTF.
         """
-        return self._home(f"btf_trace_{name}", Kind.TYPEDEF) is not None
+        return self.tracepoint_home(name) is not None
 
     def has_iterator(self, name: str) -> bool:
         """
@@ -124,6 +124,15 @@ class KernelBtf:
             NotSupportedError: the kernel has no BTF.
         """
         return self._home(function, Kind.FUNC)
+
+    def tracepoint_home(self, name: str) -> str | None:
+        """
+        Return ``vmlinux`` or the kernel module whose BTF has a tracepoint.
+
+        Raises:
+            NotSupportedError: the kernel has no BTF.
+        """
+        return self._home(f"btf_trace_{name}", Kind.TYPEDEF)
 
     def type_id(self, function: str) -> int | None:
         """
