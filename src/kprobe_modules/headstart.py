@@ -49,7 +49,9 @@ class Headstart:
         self.btf = KernelBtf()
         self._modules = iter(modules)
         self._ahead: _Ahead | None = None
-        self._reading = _start(self.btf.read, "the kernel's BTF")
+        self._reading: Thread | None = None
+        if self.btf.lets_others_run:
+            self._reading = _start(self.btf.read, "the kernel's BTF")
         self._begin_next()
 
     def take(self, name: str, data: bytes, library: Library) -> BpfObject | None:
@@ -79,7 +81,8 @@ class Headstart:
         Give back what nobody has taken.  Safe to call twice.
         """
         self._modules = iter(())
-        self._reading.join()
+        if self._reading is not None:
+            self._reading.join()
         self.btf.close()
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
@@ -110,18 +113,31 @@ class Headstart:
         # Opening takes half a millisecond and calls back into Python some hundred times:
         # in a thread each call would wait for those who import.
         target = BpfObject.open(data, manifest.object_name, find())
-        thread = _start(lambda: self._read_ahead(target), f"BTF for {manifest.name}")
+        try:
+            if not self.btf.lets_others_run:
+                # Of the two readings, libbpf's is still worth a thread.
+                self._known(target)
+            thread = _start(lambda: self._read_ahead(target), f"BTF for {manifest.name}")
+        except BaseException:
+            target.close()
+            raise
         return _Ahead(manifest.name, data, target, thread)
 
     def _read_ahead(self, target: BpfObject) -> None:
         """
-        Let libbpf read the kernel's BTF, by looking up a target that is known to be there.
-
-        For one that is not, it would read the BTF of all kernel modules, too.
+        Let libbpf read the kernel's BTF, by looking up a target.
         """
-        program = next(filter(self._is_in_kernel, target.programs.values()), None)
+        program = self._known(target)
         if program is not None:
             program.find_target()
+
+    def _known(self, target: BpfObject) -> BpfProgram | None:
+        """
+        Return a program whose target is known to be there.
+
+        For one that is not, libbpf would read the BTF of all kernel modules, too.
+        """
+        return next(filter(self._is_in_kernel, target.programs.values()), None)
 
     def _is_in_kernel(self, program: BpfProgram) -> bool:
         kind, _, name = program.section.partition("/")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kprobe_modules import Collector
+from kprobe_modules import Collector, kernelbtf
 from kprobe_modules.architecture import machine_arch
 from kprobe_modules.errors import LoadError, RegistryError
 from kprobe_modules.headstart import Headstart
@@ -70,8 +70,13 @@ def loaded(target):
     }
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("name", Registry().names())
-def test_programs_are_the_same_as_without(name):
+def test_programs_are_the_same_as_without(name, native, monkeypatch):
+    if native:
+        needs.that(kernelbtf.Index, "the compiled index")
+    else:
+        monkeypatch.setattr(kernelbtf, "Index", None)
     data = bytes_of(name)
     with BpfObject.open(data, name) as opened:
         expected = loaded(opened)

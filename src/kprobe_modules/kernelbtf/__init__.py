@@ -75,19 +75,22 @@ class KernelBtf:
         """
         return (self._folder / "vmlinux").exists()
 
+    @property
+    def lets_others_run(self) -> bool:
+        """
+        Whether other threads run while BTF is read: native code does it.
+        """
+        return Index is not None
+
     def read(self) -> None:
         """
-        Do now what the first question would wait for, so that a thread can.
-
-        Other threads run meanwhile.  Without native code they would hardly: then this
-        does nothing.
+        Do now what the first question would wait for.
 
         Raises:
             NotSupportedError: the kernel has no BTF.
         """
-        if Index is not None:
-            with self._lock:
-                self._base()
+        with self._lock:
+            self._base()
 
     def has_function(self, name: str) -> bool:
         """
