@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
  * The BPF helpers that modules call, each a pointer whose value is the helper's
- * number in the kernel's user-space interface. All exist on 5.10.
+ * number in the kernel's user-space interface. All exist on 5.10, if
+ * nothing else is said.
  */
 #ifndef KM_HELPERS_H
 #define KM_HELPERS_H
@@ -28,6 +29,8 @@ KM_HELPER(35, __u64, bpf_get_current_task, void);
 KM_HELPER(46, __u64, bpf_get_socket_cookie, void *socket); /* tracing programs: 5.12 */
 KM_HELPER(67, long, bpf_get_stack, void *ctx, void *to, __u32 size, __u64 flags);
 KM_HELPER(80, __u64, bpf_get_current_cgroup_id, void);
+KM_HELPER(87, long, bpf_map_push_elem, void *map, const void *value, __u64 flags);
+KM_HELPER(88, long, bpf_map_pop_elem, void *map, void *value);
 KM_HELPER(112, long, bpf_probe_read_user, void *to, __u32 size, const void *from);
 KM_HELPER(113, long, bpf_probe_read_kernel, void *to, __u32 size, const void *from);
 KM_HELPER(114, long, bpf_probe_read_user_str, void *to, __u32 size, const void *from);
@@ -36,5 +39,7 @@ KM_HELPER(125, __u64, bpf_ktime_get_boot_ns, void);
 KM_HELPER(127, long, bpf_seq_write, void *seq, const void *data, __u32 size);
 KM_HELPER(130, long, bpf_ringbuf_output, void *map, void *data, __u64 size, __u64 flags);
 KM_HELPER(134, __u64, bpf_ringbuf_query, void *map, __u64 flags);
+KM_HELPER(183, long, bpf_get_func_arg, void *ctx, __u32 which, __u64 *value); /* fentry: 5.17 */
+KM_HELPER(185, long, bpf_get_func_arg_cnt, void *ctx);			      /* the same */
 
 #endif
