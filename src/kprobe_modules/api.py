@@ -13,6 +13,7 @@ from kprobe_modules.decode import text
 from kprobe_modules.errors import KprobeModulesError
 from kprobe_modules.handler import Context, DataChunk, Handler, MapAccess, Source
 from kprobe_modules.libbpf import count_attached, network_namespace
+from kprobe_modules.libbpf.program import test_run as run_program
 from kprobe_modules.manifest import Alternative, Hook, Manifest
 from kprobe_modules.records import Record
 
@@ -30,6 +31,7 @@ __all__ = [
     "count_attached",
     "include_directory",
     "network_namespace",
+    "run_program",
     "text",
 ]
 
