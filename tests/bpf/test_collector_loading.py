@@ -323,7 +323,7 @@ def test_every_difference_of_common_maps_is_told() -> None:
         "common map tgid_info_table: value is",
         "common map seen_inodes: type name is",
         "common map seen_inodes: key size is 8, the collector has 4",
-        "common map seen_inodes: value size is 2, the collector has 4",
+        "common map seen_inodes: value size is 2, the collector has 8",
         "common map seen_inodes: flags is 1, the collector has 0",
         "common map seen_inodes: key is",
         "common map seen_inodes: value is",

@@ -69,15 +69,22 @@ struct {
 #endif
 
 #ifdef KM_USE_SEEN_INODES
+struct km_seen_inode {
+	km_pid pid;
+	__u32 epoch; /* milliseconds since boot, when the scan that found it began */
+};
+
 /*
- * Sockets met while /proc is walked: inode number to the process that holds it.
- * inserted/deleted: EXISTING hooks of the socket modules.
+ * Sockets met while /proc is walked: inode number to a process that holds it. Several
+ * modules may scan at once: what began before one's own scan does not count, and only
+ * what is as old as one's own or older may be replaced or deleted.
+ * inserted/deleted: handlers of socket modules. read: their EXISTING hooks.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 70000);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct km_seen_inode);
 } seen_inodes SEC(".maps");
 #endif
 
