@@ -31,7 +31,7 @@ class _TcpRecord(Record):
     """
 
     socket_id: int | None
-    """Names one connection, or one listener, from its begin to its end: a socket that is
+    """Names one connection, or one listener, from its beginning to its end: a socket that is
     connected again after that gets another one.  None in a `TcpReset` and a
     `TcpSynackTimeout` that belong to no socket that was told of."""
     pid: int | None
@@ -52,15 +52,15 @@ class _TcpRecord(Record):
     """None for a listener, as is ``remote_port``."""
     remote_port: int | None
     role: str | None
-    """``connect``, ``accept`` or ``listen``.  None for a connection that was found and
-    can be either."""
+    """``connect``, ``accept`` or ``listen``.  None in a `TcpReset` that belongs to no socket."""
 
 
 @attrs.define(eq=False, repr=False)
 class _Counted(_TcpRecord):
     """
-    What is known of the traffic of a socket, from its begin.  Null for a listener, but
-    for the last two.
+    What is known of the traffic of a socket, from its beginning.
+
+    None for a listener, but for the last two.
     """
 
     bytes_sent: int | None
@@ -98,11 +98,11 @@ class _Counted(_TcpRecord):
 @attrs.define(eq=False, repr=False)
 class TcpOpened(_TcpRecord, module="tcp"):
     """
-    A process connects, listens, or has accepted a connection; or such a socket was
-    found.  First of the records of a socket.
+    A process connects, listens, or has accepted; or such a socket was found.
 
-    A connection that no process has accepted when it ends is told at its end, with
-    the process that listens.
+    First of the records of a socket.
+    A connection that no process has accepted when it ends is told at its end, with no
+    owner.
     """
 
     state: str
@@ -117,8 +117,10 @@ class TcpOpened(_TcpRecord, module="tcp"):
 @attrs.define(eq=False, repr=False)
 class TcpEstablished(_TcpRecord, module="tcp"):
     """
-    A handshake is complete.  For an accepted socket this follows `TcpOpened`: it is told
-    when a process accepts.
+    A handshake is complete.
+
+    For an accepted socket this follows `TcpOpened`: it is told when a process accepts,
+    and no change of state to ``ESTABLISHED`` is.
     """
 
     handshake: int | None
@@ -131,8 +133,9 @@ class TcpStateChanged(_TcpRecord, module="tcp"):
     """
     The state of a socket that was told as opened has changed.
 
-    Told of every change, also those that have a record of their own, which follows.
-    ``TIME_WAIT`` never comes: the kernel replaces the socket, which closes.
+    Told of every change, also those that have a record of their own, which follows;
+    unless the tunable ``state_changes`` is 0.  ``TIME_WAIT`` never comes: the kernel
+    replaces the socket, which closes.
     """
 
     old_state: str
@@ -142,8 +145,9 @@ class TcpStateChanged(_TcpRecord, module="tcp"):
 @attrs.define(eq=False, repr=False)
 class TcpMetrics(_Counted, module="tcp"):
     """
-    Counters and gauges of a socket that was active, once per interval (the tunable
-    ``metrics_interval_ms``).
+    Counters and gauges of a socket that was active, once per interval.
+
+    The interval is the tunable ``metrics_interval_ms``.
     """
 
     state: str
@@ -176,15 +180,19 @@ class TcpSynackTimeout(_TcpRecord, module="tcp"):
 class TcpReset(_TcpRecord, module="tcp"):
     """
     A connection was reset; or a segment that belongs to none was answered with a reset.
+
+    What a process cuts off has ended before its reset is sent: then this follows
+    `TcpClosed`.  An answer to a segment that a listener cannot use bears the listener's
+    ``socket_id``, owner and role, and the addresses of the segment.
     """
 
     direction: str
     """``sent`` or ``received``."""
     reason: str | None
     """The kernel's name of its reason, in lower case, such as ``no_socket`` or
-    ``tcp_aborted_on_data``.  None if the kernel gives none (before 6.10; received)."""
+    ``tcp_abort_on_data``.  None if the kernel gives none (before 6.10; received)."""
     state: str | None
-    """State before the reset; None without a socket."""
+    """State before the reset; None if it belongs to no socket."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -199,8 +207,8 @@ class TcpClosed(_Counted, module="tcp"):
     state: str
     """State before."""
     duration: int | None
-    """Nanoseconds since it was opened (accepted ones: established), suspend excluded;
-    None if it was found."""
+    """Nanoseconds since it was opened (accepted ones: since the last ACK of the handshake,
+    waiting to be accepted included), suspend excluded; None if it was found."""
     closed_first: str | None
     """``local`` or ``remote``: who sent the first FIN or reset.  None if neither, as for
     what timed out, or if that was before it was found."""
