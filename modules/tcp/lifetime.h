@@ -9,8 +9,8 @@
  * inserted  track(): by START, when a process connects or listens and when a listener
  *           makes a child; by the scan (EXISTING); by accept of a child not met before.
  * deleted   end(): whoever deletes reports the end. end_missed(), by what finds another
- *           socket at the address. announce(), when the message found no room: then a
- *           later scan reports instead.
+ *           socket at the address. announce() and the scan, when the message found no
+ *           room: then a later scan reports instead.
  * read      every program, with the address of the socket.
  *
  * Between being tracked and being announced there is
@@ -21,7 +21,7 @@
  *   it has no port yet, but its owner is running. What comes next announces it.
  *
  * Programs that are called with the socket locked (all but the scan) cannot meet at
- * one socket. The race is between a scan's announce() and end():
+ * one socket. The race is between a scan, on_found(), and end():
  *
  *   scan  s1 not closed?  s2 insert  s3 write  s4 mark announced
  *   end   e1 delete, looking at the mark       e2 write
@@ -189,6 +189,15 @@ static __noinline bool announce(void *ctx, struct sock *sk, struct km_tcp_open_s
 	}
 	socket->flags |= KM_TCP_ANNOUNCED;
 	return true;
+}
+
+static __always_inline void forget(struct sock *sk, __u64 socket_id)
+{
+	struct km_tcp_open_socket *socket = find(sk);
+	__u64 key = (__u64)sk;
+
+	if (socket && socket->socket_id == socket_id)
+		bpf_map_delete_elem(&tcp_open_sockets, &key);
 }
 
 /* `from` has the fields that are not asked of the socket; NULL if there is no room */

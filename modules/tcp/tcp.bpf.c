@@ -722,11 +722,18 @@ static __noinline bool on_found(void *ctx, struct sock *sk, struct km_tcp_open_s
 	found->role = role_of(sk, state);
 	found->closed_first = side_in(state);
 	found->flags = KM_TCP_EXISTING;
-	socket = track(ctx, sk, found);
-	if (!socket || !announce(ctx, sk, socket))
+	if (!track(ctx, sk, found))
 		return false;
+	/* nothing holds the socket here: what is written is the copy, not the entry */
+	if (write_start(ctx, sk, found)) {
+		forget(sk, found->socket_id);
+		return false;
+	}
+	socket = find(sk);
+	if (socket && socket->socket_id == found->socket_id)
+		socket->flags |= KM_TCP_ANNOUNCED;
 	if (found->role != KM_TCP_LISTEN)
-		write_counters(ctx, sk, socket, KM_TCP_RESET_TCP_COUNTERS);
+		write_counters(ctx, sk, found, KM_TCP_RESET_TCP_COUNTERS);
 	return true;
 }
 
