@@ -278,6 +278,15 @@ def absent() -> frozenset[str]:
         features.close()
 
 
+def test_no_function_is_missing(absent: frozenset[str]) -> None:
+    """
+    Every kernel with kprobes that we know has all of them: what is missing was renamed.
+    """
+    needs.kprobes()
+
+    assert absent == frozenset()
+
+
 @pytest.mark.parametrize("rank", range(LAST))
 def test_each_alternative(rank: int, absent: frozenset[str]) -> None:
     """
