@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+TCP connections that end in every way there is, and the truth about both their ends.
+
+The truth comes from the workload's own socket calls, which know nothing of BPF.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
+
+import attrs
+
+from tests.support.requirements import needs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.support.namespaces import Namespace
+
+__all__ = ["RESETS", "End", "connections_command", "read_ends"]
+
+SOURCE = Path(__file__).with_name("connections.c")
+
+RESETS = {
+    "client_reset": "connect",
+    "server_reset": "accept",
+    "client_unread": "connect",
+    "server_unread": "accept",
+}
+"""Of the kinds that end with a reset, whose end sends it."""
+
+
+@attrs.frozen
+class End:
+    """
+    What the workload knows of one of its sockets.  Times are CLOCK_MONOTONIC in ns.
+    """
+
+    index: int
+    """Of the connection; both ends have the same.  -1 of listeners."""
+    kind: str
+    role: str
+    opener: int
+    """The process that had it first."""
+    closer: int
+    """The process that closed it last."""
+    local_address: str
+    local_port: int
+    remote_address: str
+    remote_port: int
+    opening: int
+    """Before it was asked for."""
+    opened: int
+    """When it was there; 0 if it never was."""
+    closing: int
+    """Before it was closed."""
+    closed: int
+    sent: int
+    """Bytes that send took."""
+    received: int
+    """Bytes that recv gave."""
+    unread: int
+    """Bytes that waited when it was closed."""
+    unsent: int
+    """Bytes that the kernel had not sent yet when it was closed."""
+    error: str
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """
+        What names it in its network namespace; an address that was never chosen says nothing.
+        """
+        return self.local_port, self.remote_address, self.remote_port
+
+    @property
+    def arrived(self) -> int:
+        """
+        Bytes that the other end got through to this one's kernel.
+        """
+        return self.received + self.unread
+
+
+@cache
+def _binary() -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    needs.that(compiler, "needs a C compiler, to build the workload")
+    assert compiler is not None
+    target = Path(mkdtemp(prefix="connections-")) / "connections"
+    command = [compiler, "-O2", "-Wall", "-Werror", "-static", "-o", str(target), str(SOURCE)]
+    subprocess.run(command, check=True)
+    return target
+
+
+def connections_command(count: int, client: Namespace, server: Namespace) -> list[str]:
+    """
+    Return the command that makes *count* connections from one namespace to the other.
+    """
+    return client.command(_binary(), str(count), server.ipv4, server.ipv6, server.path)
+
+
+def read_ends(output: str) -> Sequence[End]:
+    """
+    Parse what the workload said.
+    """
+    return [End(**json.loads(line)) for line in output.splitlines()]

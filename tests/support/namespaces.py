@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Network namespaces joined by a pair of veth devices, and what the kernel itself counts in them.
+
+Each has counters of its own in ``/proc/net``: what is found there is of the test alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LiveSocket", "Namespace", "ShapeError", "alone", "joined", "silenced"]
+
+FOLDER = Path("/run/netns")
+CLONE_NEWNET = 0x40000000
+NOBODY = "02:00:00:00:00:00"
+
+_numbers = count()
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ShapeError(Exception):
+    """
+    This kernel cannot lose or delay packets that way.
+    """
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ShapeError(f"{' '.join(command)}: {done.stderr.strip()}")  # noqa: TRY003, EM102
+    return done.stdout
+
+
+def _set_namespace(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+@attrs.frozen
+class LiveSocket:
+    """
+    A socket as ``ss`` shows it.
+    """
+
+    state: str
+    receive_queue: int
+    """Bytes, or connections that wait to be accepted."""
+    send_queue: int
+    local: tuple[str, int]
+    remote: tuple[str, int]
+    details: dict[str, str]
+    """What stands before and after each colon: ``rtt``, ``bytes_acked``, ``sk`` (the cookie) …"""
+
+    @property
+    def cookie(self) -> int:
+        return int(self.details["sk"], 16)
+
+    @property
+    def rtt_us(self) -> tuple[int, int]:
+        """
+        Smoothed round trip time and its mean deviation, in µs.
+        """
+        rtt, _, deviation = self.details["rtt"].partition("/")
+        return round(float(rtt) * 1000), round(float(deviation) * 1000)
+
+    @property
+    def retransmits(self) -> int:
+        return int(self.details.get("retrans", "0/0").rpartition("/")[2])
+
+    def number(self, name: str) -> int:
+        """
+        Return one of the details that ``ss`` leaves out when they are 0.
+        """
+        return int(self.details.get(name, "0"))
+
+
+def _end(text: str) -> tuple[str, int]:
+    address, _, port = text.rpartition(":")
+    return address.strip("[]").partition("%")[0], 0 if port == "*" else int(port)
+
+
+def _parse(line: str) -> LiveSocket:
+    words = line.split()
+    pairs = (word.split(":", 1) for word in words[5:] if ":" in word)
+    details = {name: value for name, value in pairs if name}
+    return LiveSocket(
+        words[0], int(words[1]), int(words[2]), _end(words[3]), _end(words[4]), details
+    )
+
+
+@attrs.frozen
+class Namespace:
+    """
+    A network namespace of ``ip netns``.
+    """
+
+    name: str
+    inode: int
+    """As the kernel and ``lsns`` name it."""
+    ipv4: str
+    ipv6: str
+    """Its own addresses."""
+    device: str
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / self.name
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """
+        Return the command that runs another one in here.
+        """
+        return ["nsenter", f"--net={self.path}", "--", *map(str, arguments)]
+
+    def run(self, *arguments: str | Path) -> str:
+        """
+        Run a command in here and return what it prints.
+
+        Raises:
+            ShapeError: with what it complains of.
+        """
+        return _run(*self.command(*arguments))
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """
+        Bring the thread in here while the body runs.
+        """
+        with open("/proc/thread-self/ns/net", "rb") as home:  # noqa: PTH123
+            with self.path.open("rb") as here:
+                _set_namespace(here.fileno())
+            try:
+                yield
+            finally:
+                _set_namespace(home.fileno())
+
+    def open_socket(self, family: int = socket.AF_INET) -> socket.socket:
+        """
+        Return a TCP socket that is in here for as long as it lives, whoever uses it.
+        """
+        with self.inside():
+            return socket.socket(family, socket.SOCK_STREAM)
+
+    def listen(
+        self, family: int = socket.AF_INET, backlog: int = 16, receive_buffer: int = 0
+    ) -> socket.socket:
+        """
+        Return a socket that listens at a port of the kernel's choice.
+        """
+        listener = self.open_socket(family)
+        if receive_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        listener.bind((self.ipv4 if family == socket.AF_INET else self.ipv6, 0))
+        listener.listen(backlog)
+        return listener
+
+    def counters(self) -> dict[str, int]:
+        """
+        Return all of ``/proc/net/snmp`` and ``netstat``, as ``Tcp.RetransSegs``.
+        """
+        found = {}
+        with self.inside():
+            for name in ("snmp", "netstat"):
+                lines = Path("/proc/thread-self/net", name).read_text(encoding="ascii").splitlines()
+                for names, values in zip(lines[::2], lines[1::2], strict=True):
+                    group, *fields = names.split()
+                    numbers = values.split()[1:]
+                    for field, number in zip(fields, numbers, strict=True):
+                        found[f"{group.rstrip(':')}.{field}"] = int(number)
+        return found
+
+    def sockets(self) -> list[LiveSocket]:
+        """
+        Return what ``ss`` shows of TCP sockets in here, listening ones and those that wait, too.
+        """
+        lines = self.run("ss", "-tainHOe").splitlines()
+        return [_parse(line) for line in lines]
+
+    def impair(self, *, loss: float = 0.0, delay_ms: int = 0) -> None:
+        """
+        Lose and delay what leaves from here, at random, with ``netem``; loss in per cent.
+
+        Raises:
+            ShapeError: without ``sch_netem``.
+        """
+        arguments = ["delay", f"{delay_ms}ms"] if delay_ms else []
+        if loss:
+            arguments += ["loss", f"{loss}%"]
+        self.run(*self._qdisc(), "netem", *arguments)
+
+    def narrow(self, *, rate: str, burst: int, limit: int) -> None:
+        """
+        Let as much leave from here as passes a token bucket (bytes), and drop what waits beyond.
+
+        Raises:
+            ShapeError: without ``sch_tbf``.
+        """
+        self.run(*self._qdisc(), "tbf", "rate", rate, "burst", str(burst), "limit", str(limit))
+
+    def _qdisc(self) -> tuple[str, ...]:
+        return ("tc", "qdisc", "replace", "dev", self.device, "root")
+
+    def meet(self, other: Namespace, hardware: str) -> None:
+        """
+        Send what is for the other namespace to a hardware address, without asking for it.
+        """
+        for address in (other.ipv4, other.ipv6):
+            self.run(
+                "ip", "neigh", "replace", address, "lladdr", hardware, "dev", self.device,
+                "nud", "permanent",
+            )  # fmt: skip
+
+    @property
+    def hardware(self) -> str:
+        return self.run("ip", "-br", "link", "show", "dev", self.device).split()[2]
+
+
+@contextmanager
+def silenced(one: Namespace, other: Namespace) -> Iterator[None]:
+    """
+    Lose all that goes from one to the other while the body runs, on its way: neither can tell.
+
+    It goes to a hardware address that nobody has.
+    """
+    one.meet(other, NOBODY)
+    try:
+        yield
+    finally:
+        one.meet(other, other.hardware)
+
+
+def _make(number: int) -> str:
+    name = f"km-test-{os.getpid()}-{number}"
+    _run("ip", "netns", "add", name)
+    return name
+
+
+def _namespace(name: str, ipv4: str, ipv6: str, device: str) -> Namespace:
+    made = Namespace(name, (FOLDER / name).stat().st_ino, ipv4, ipv6, device)
+    made.run("ip", "link", "set", "lo", "up")
+    return made
+
+
+@contextmanager
+def alone() -> Iterator[Namespace]:
+    """
+    Make a network namespace with nothing but a loopback device.
+    """
+    name = _make(next(_numbers))
+    try:
+        yield _namespace(name, "127.0.0.1", "::1", "lo")
+    finally:
+        _run("ip", "netns", "del", name)
+
+
+@contextmanager
+def joined() -> Iterator[tuple[Namespace, Namespace]]:
+    """
+    Make two network namespaces that reach each other, and nothing else.
+
+    Raises:
+        ShapeError: without ``veth``.
+    """
+    with ExitStack() as stack:
+        names = []
+        for _ in range(2):
+            names.append(_make(next(_numbers)))
+            stack.callback(_run, "ip", "netns", "del", names[-1])
+        _run(
+            "ip", "link", "add", "veth0", "netns", names[0], "type", "veth",
+            "peer", "name", "veth0", "netns", names[1],
+        )  # fmt: skip
+        pair = tuple(
+            _namespace(name, f"198.51.100.{1 + index * 128}", f"2001:db8::{index + 1}", "veth0")
+            for index, name in enumerate(names)
+        )
+        for one in pair:
+            one.run("ip", "addr", "add", f"{one.ipv4}/24", "dev", one.device)
+            one.run("ip", "-6", "addr", "add", f"{one.ipv6}/64", "dev", one.device, "nodad")
+            one.run("ip", "link", "set", one.device, "up")
+        for one, other in (pair, pair[::-1]):
+            one.meet(other, other.hardware)
+        yield pair[0], pair[1]
