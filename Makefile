@@ -66,11 +66,11 @@ test-bpf: $(VENV)/.dev
 
 # The guests prove each hook strictly; the machine's own kernel has the hooks that it has.
 test-kernel: $(VENV)/.dev
-	@$(INSTALL) peers containers
+	@$(INSTALL) peers containers network
 	KPROBE_MODULES_TEST_STRICT=0 $(PYTEST) $(or $(TESTS),tests/kernel)
 
 test-vm: $(VENV)/.dev
-	@$(INSTALL) vm peers containers
+	@$(INSTALL) vm peers containers network
 	KPROBE_MODULES_KERNELS='$(KERNEL)' KPROBE_MODULES_VM_TESTS='$(TESTS)' $(PYTEST) tests/vm
 
 vm: $(VENV)/.dev

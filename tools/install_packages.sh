@@ -21,6 +21,9 @@ containers='podman podman
 crun crun
 runc runc
 busybox busybox-static'
+network='ip iproute2
+nginx nginx-light
+iperf3 iperf3'
 peers='/usr/sbin/bpftool bpftool
 /usr/sbin/execsnoop libbpf-tools'
 
