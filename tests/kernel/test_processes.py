@@ -30,6 +30,7 @@ from kprobe_modules.modules.processes.records import (
 from kprobe_modules import Collector
 from kprobe_modules.features import Features
 from kprobe_modules.objectfile import read
+from tests.support.cgroups import own_cgroup_id
 from tests.support.churn import Process, churn_command, read_truth
 from tests.support.requirements import needs
 from tests.support.watch import by_pid, record_until, record_workload
@@ -93,19 +94,6 @@ def check_execs(truth: Process, records: Sequence[Record]) -> None:
         assert Path(item.executable).name == "churn"
         assert item.comm == "churn"
         assert not item.argv_truncated
-
-
-def own_cgroup_id() -> int:
-    """
-    Return the id of this process's cgroup in the hierarchy that counts.
-    """
-    lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
-    entries = [line.split(":", 2) for line in lines]
-    for _number, controllers, path in entries:
-        if "memory" in controllers.split(","):
-            return Path(f"/sys/fs/cgroup/memory{path}").stat().st_ino
-    path = next(path for number, _, path in entries if number == "0")
-    return Path(f"/sys/fs/cgroup{path}").stat().st_ino
 
 
 def test_every_process_exactly_once() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "Forest",
     "Root",
     "ShapeError",
+    "own_cgroup_id",
     "version_1",
     "where",
     "where_number",
@@ -141,6 +142,19 @@ def _unmount_version_1(folder: str, seconds: float = 120.0) -> None:
         assert time.monotonic() < deadline, "the version 1 hierarchy stays after it was unmounted"
         Path("/proc/sys/vm/drop_caches").write_text("3")
         _mount_version_1(folder)
+
+
+def own_cgroup_id() -> int:
+    """
+    Return the id of this process's cgroup in the hierarchy that counts.
+    """
+    lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    entries = [line.split(":", 2) for line in lines]
+    for _number, controllers, path in entries:
+        if "memory" in controllers.split(","):
+            return Path(f"/sys/fs/cgroup/memory{path}").stat().st_ino
+    path = next(path for number, _, path in entries if number == "0")
+    return Path(f"/sys/fs/cgroup{path}").stat().st_ino
 
 
 def where_number() -> int:
