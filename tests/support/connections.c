@@ -485,9 +485,14 @@ static void connect_one(struct end *end, const struct order *order, enum family 
 	end->opener = getpid();
 	end->opening = now();
 	end->fd = must(socket(address.any.sa_family, SOCK_STREAM, 0), "socket");
-	/* its window closes soon, and what the server sends waits there */
-	if (order->kind == QUEUED)
-		set(end->fd, SOL_SOCKET, SO_RCVBUF, 4096);
+	/*
+	 * Its window closes soon, and what the server sends waits there: in segments that are
+	 * small beside the window, or each waits for a timer.
+	 */
+	if (order->kind == QUEUED) {
+		set(end->fd, SOL_SOCKET, SO_RCVBUF, 16384);
+		set(end->fd, IPPROTO_TCP, TCP_MAXSEG, 1024);
+	}
 	/* a port of its own is kept when the connection is refused, and then it can be asked for */
 	if (order->kind == REFUSED)
 		must(bind(end->fd, &any.any, size), "bind");

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.support.namespaces import Namespace
 
-__all__ = ["RESETS", "End", "connections_command", "read_ends"]
+__all__ = ["RESETS", "End", "Key", "connections_command", "plain", "read_ends"]
 
 SOURCE = Path(__file__).with_name("connections.c")
 
@@ -35,6 +35,27 @@ RESETS = {
     "server_unread": "accept",
 }
 """Of the kinds that end with a reset, whose end sends it."""
+
+CLOSES_FIRST = RESETS | {
+    "client_first": "connect",
+    "server_first": "accept",
+    "half_close": "connect",
+    "queued": "accept",
+    "refused": "accept",
+    "passed": "connect",
+    "listener": "listen",
+}
+"""Whose end closes first."""
+
+Key = tuple[str, int, str | None, int | None]
+"""Role, local port, remote address and port."""
+
+
+def plain(address: str) -> str:
+    """
+    Return an address without the prefix that maps IPv4 into IPv6.
+    """
+    return address.removeprefix("::ffff:")
 
 
 @attrs.frozen
@@ -73,11 +94,28 @@ class End:
     error: str
 
     @property
-    def key(self) -> tuple[int, str, int]:
+    def key(self) -> Key:
         """
-        What names it in its network namespace; an address that was never chosen says nothing.
+        What names it in its network namespace, as records tell addresses.
         """
-        return self.local_port, self.remote_address, self.remote_port
+        if self.role == "listen":
+            return self.role, self.local_port, None, None
+        return self.role, self.local_port, plain(self.remote_address), self.remote_port
+
+    @property
+    def plain_local(self) -> str:
+        return plain(self.local_address)
+
+    @property
+    def family(self) -> str:
+        return "ipv6" if ":" in plain(self.remote_address) else "ipv4"
+
+    @property
+    def first(self) -> bool:
+        """
+        Whether it, and not the other end, closes or resets first.
+        """
+        return CLOSES_FIRST.get(self.kind) == self.role
 
     @property
     def arrived(self) -> int:

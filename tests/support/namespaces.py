@@ -11,7 +11,7 @@ import ctypes
 import os
 import socket
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["LiveSocket", "Namespace", "ShapeError", "alone", "joined", "silenced"]
 
@@ -37,11 +37,19 @@ class ShapeError(Exception):
     """
 
 
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(*command: str, lines: Sequence[str] = ()) -> str:
+    given = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ShapeError(f"{' '.join(command)}: {done.stderr.strip()}")  # noqa: TRY003, EM102
     return done.stdout
+
+
+def _ip(*lines: str, name: str = "") -> None:
+    """
+    Have one ``ip`` do it all: emulated, each that is started takes a second.
+    """
+    _run("ip", *(("-netns", name) if name else ()), "-batch", "-", lines=lines)
 
 
 def _set_namespace(descriptor: int) -> None:
@@ -115,6 +123,8 @@ class Namespace:
     ipv6: str
     """Its own addresses."""
     device: str
+    hardware: str
+    """The device's address."""
 
     @property
     def path(self) -> Path:
@@ -218,15 +228,7 @@ class Namespace:
         """
         Send what is for the other namespace to a hardware address, without asking for it.
         """
-        for address in (other.ipv4, other.ipv6):
-            self.run(
-                "ip", "neigh", "replace", address, "lladdr", hardware, "dev", self.device,
-                "nud", "permanent",
-            )  # fmt: skip
-
-    @property
-    def hardware(self) -> str:
-        return self.run("ip", "-br", "link", "show", "dev", self.device).split()[2]
+        _ip(*_meetings(other, hardware), name=self.name)
 
 
 @contextmanager
@@ -243,16 +245,26 @@ def silenced(one: Namespace, other: Namespace) -> Iterator[None]:
         one.meet(other, other.hardware)
 
 
-def _make(number: int) -> str:
-    name = f"km-test-{os.getpid()}-{number}"
-    _run("ip", "netns", "add", name)
-    return name
+def _meetings(other: Namespace, hardware: str) -> tuple[str, ...]:
+    where = f"lladdr {hardware} dev {other.device} nud permanent"
+    return tuple(f"neigh replace {address} {where}" for address in (other.ipv4, other.ipv6))
 
 
-def _namespace(name: str, ipv4: str, ipv6: str, device: str) -> Namespace:
-    made = Namespace(name, (FOLDER / name).stat().st_ino, ipv4, ipv6, device)
-    made.run("ip", "link", "set", "lo", "up")
-    return made
+def _name() -> str:
+    return f"km-test-{os.getpid()}-{next(_numbers)}"
+
+
+def _namespace(name: str, ipv4: str, ipv6: str, device: str, hardware: str = "") -> Namespace:
+    return Namespace(name, (FOLDER / name).stat().st_ino, ipv4, ipv6, device, hardware)
+
+
+@contextmanager
+def _added(*names: str) -> Iterator[None]:
+    _ip(*(f"netns add {name}" for name in names))
+    try:
+        yield
+    finally:
+        _ip(*(f"netns del {name}" for name in names))
 
 
 @contextmanager
@@ -260,11 +272,10 @@ def alone() -> Iterator[Namespace]:
     """
     Make a network namespace with nothing but a loopback device.
     """
-    name = _make(next(_numbers))
-    try:
+    name = _name()
+    with _added(name):
+        _ip("link set lo up", name=name)
         yield _namespace(name, "127.0.0.1", "::1", "lo")
-    finally:
-        _run("ip", "netns", "del", name)
 
 
 @contextmanager
@@ -275,23 +286,23 @@ def joined() -> Iterator[tuple[Namespace, Namespace]]:
     Raises:
         ShapeError: without ``veth``.
     """
-    with ExitStack() as stack:
-        names = []
-        for _ in range(2):
-            names.append(_make(next(_numbers)))
-            stack.callback(_run, "ip", "netns", "del", names[-1])
-        _run(
-            "ip", "link", "add", "veth0", "netns", names[0], "type", "veth",
-            "peer", "name", "veth0", "netns", names[1],
-        )  # fmt: skip
-        pair = tuple(
-            _namespace(name, f"198.51.100.{1 + index * 128}", f"2001:db8::{index + 1}", "veth0")
-            for index, name in enumerate(names)
+    names = (_name(), _name())
+    device = "veth0"
+    hardware = ("02:00:00:00:00:01", "02:00:00:00:00:02")
+    with _added(*names):
+        _ip(
+            f"link add {device} address {hardware[0]} netns {names[0]} type veth "
+            f"peer name {device} address {hardware[1]} netns {names[1]}"
         )
-        for one in pair:
-            one.run("ip", "addr", "add", f"{one.ipv4}/24", "dev", one.device)
-            one.run("ip", "-6", "addr", "add", f"{one.ipv6}/64", "dev", one.device, "nodad")
-            one.run("ip", "link", "set", one.device, "up")
-        for one, other in (pair, pair[::-1]):
-            one.meet(other, other.hardware)
-        yield pair[0], pair[1]
+        one = _namespace(names[0], "198.51.100.1", "2001:db8::1", device, hardware[0])
+        two = _namespace(names[1], "198.51.100.2", "2001:db8::2", device, hardware[1])
+        for each, other in ((one, two), (two, one)):
+            _ip(
+                "link set lo up",
+                f"addr add {each.ipv4}/24 dev {device}",
+                f"addr add {each.ipv6}/64 dev {device} nodad",
+                f"link set {device} up",
+                *_meetings(other, other.hardware),
+                name=each.name,
+            )
+        yield one, two
