@@ -29,6 +29,7 @@ from tests.support.cgroups import own_cgroup_id
 from tests.support.connections import RESETS, End, Key, connections_command, read_ends
 from tests.support.namespaces import Namespace, alone, joined
 from tests.support.requirements import needs
+from tests.support.sockets import by_socket, of
 from tests.support.watch import record_until, record_workload
 
 if TYPE_CHECKING:
@@ -54,22 +55,6 @@ def _needs_root() -> None:
 def loopback() -> Iterator[Place]:
     with alone() as here:
         yield here, here
-
-
-def of(records: Sequence[Record], kind: type[Any]) -> list[Any]:
-    return [record for record in records if isinstance(record, kind)]
-
-
-def by_socket(records: Sequence[Record]) -> dict[int, list[Any]]:
-    """
-    Sort what was recorded of sockets, in order.
-    """
-    found: dict[int, list[Any]] = defaultdict(list)
-    for record in records:
-        identity = getattr(record, "socket_id", None)
-        if identity is not None:
-            found[identity].append(record)
-    return found
 
 
 def sockets_of(ends: Sequence[End], records: Sequence[Record], netns: int) -> dict[int, End]:
