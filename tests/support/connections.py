@@ -8,15 +8,12 @@ The truth comes from the workload's own socket calls, which know nothing of BPF.
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import attrs
 
+from tests.support.compiled import compiled
 from tests.support.requirements import needs
 
 if TYPE_CHECKING:
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.support.namespaces import Namespace
 
-__all__ = ["RESETS", "End", "Key", "connections_command", "plain", "read_ends"]
+__all__ = ["RESETS", "End", "Key", "build", "connections_command", "plain", "read_ends"]
 
 SOURCE = Path(__file__).with_name("connections.c")
 
@@ -125,22 +122,19 @@ class End:
         return self.received + self.unread
 
 
-@cache
-def _binary() -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    needs.that(compiler, "needs a C compiler, to build the workload")
-    assert compiler is not None
-    target = Path(mkdtemp(prefix="connections-")) / "connections"
-    command = [compiler, "-O2", "-Wall", "-Werror", "-static", "-o", str(target), str(SOURCE)]
-    subprocess.run(command, check=True)
-    return target
+def build() -> Path:
+    """
+    Return the workload's program.
+    """
+    compiler = needs.command("cc", "gcc")
+    return compiled([compiler, "-O2", "-Wall", "-Werror", "-static"], [SOURCE])
 
 
 def connections_command(count: int, client: Namespace, server: Namespace) -> list[str]:
     """
     Return the command that makes *count* connections from one namespace to the other.
     """
-    return client.command(_binary(), str(count), server.ipv4, server.ipv6, server.path)
+    return client.command(build(), str(count), server.ipv4, server.ipv6, server.path)
 
 
 def read_ends(output: str) -> Sequence[End]:

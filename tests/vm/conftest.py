@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
-from tests.support import bpfcc, churn, libbpfs, stacked
+from tests.support import bpfcc, churn, connections, libbpfs, stacked
 from tests.vm import boot, fetch, kernels, verdict
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _compile() -> None:
     for folder in ("src", "modules", "rings", "tests"):
         compileall.compile_dir(boot.ROOT / folder, quiet=2)
     churn.build()
+    connections.build()
     bpfcc.compile_bpf(libbpfs.OBJECTS / "selftest.c")
     bpfcc.compile_bpf(libbpfs.OBJECTS / "refused.c")
     with tempfile.TemporaryDirectory() as folder:
