@@ -189,7 +189,6 @@ def test_both_close_at_once(scene: Scene, family: int) -> None:
     with one, other:
         one.sendall(b"a" * 1013)
         other.sendall(b"b" * 2027)
-        assert len(one.recv(4096, socket.MSG_WAITALL | socket.MSG_PEEK)) > 0
         receive(one, 2027)
         receive(other, 1013)
         with silenced(client, server), silenced(server, client):
@@ -280,6 +279,8 @@ def test_nobody_accepts(scene: Scene) -> None:
 def test_a_listeners_queue_overflows(scene: Scene) -> None:
     client, server, watch = scene.client, scene.server, scene.watch
     before = client.counters()["TcpExt.TCPSynRetrans"]
+    # Or a client may be connected whom the server has forgotten.
+    server.set("net/ipv4/tcp_syncookies", 0)
     with ExitStack() as stack:
         listener = stack.enter_context(server.listen(backlog=1))
         listening = name_of(server, listener)

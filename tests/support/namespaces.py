@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import struct
 import subprocess
 from contextlib import contextmanager
 from itertools import count
@@ -25,6 +26,12 @@ __all__ = ["LiveSocket", "Namespace", "ShapeError", "alone", "joined", "silenced
 
 FOLDER = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
+
+RTM_NEWNEIGH = 28
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE = 1, 4, 0x100, 0x400
+NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
+"""Of linux/socket.h, rtnetlink.h, netlink.h and neighbour.h."""
+
 NOBODY = "02:00:00:00:00:00"
 
 _numbers = count()
@@ -178,6 +185,13 @@ class Namespace:
         listener.listen(backlog)
         return listener
 
+    def set(self, name: str, value: int) -> None:
+        """
+        Set one of the namespace's own ``/proc/sys``.
+        """
+        with self.inside():
+            Path("/proc/sys", name).write_text(str(value))
+
     def counters(self) -> dict[str, int]:
         """
         Return all of ``/proc/net/snmp`` and ``netstat``, as ``Tcp.RetransSegs``.
@@ -228,7 +242,29 @@ class Namespace:
         """
         Send what is for the other namespace to a hardware address, without asking for it.
         """
-        _ip(*_meetings(other, hardware), name=self.name)
+        with self.inside(), _rtnetlink() as netlink:
+            index = socket.if_nametoindex(self.device)
+            for family, address in ((socket.AF_INET, other.ipv4), (socket.AF_INET6, other.ipv6)):
+                netlink.send(_neighbour(index, family, address, hardware))
+                (error,) = struct.unpack_from("=i", netlink.recv(4096), 16)
+                assert error == 0, os.strerror(-error)
+
+
+def _rtnetlink() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+
+
+def _neighbour(index: int, family: int, address: str, hardware: str) -> bytes:
+    """
+    Return a message to rtnetlink; a command that says the same takes a second, emulated.
+    """
+    target = socket.inet_pton(family, address)
+    link = bytes.fromhex(hardware.replace(":", ""))
+    body = struct.pack("=BxxxiHBB", family, index, NUD_PERMANENT, 0, 0)
+    body += struct.pack("=HH", 4 + len(target), NDA_DST) + target
+    body += struct.pack("=HH6sxx", 4 + len(link), NDA_LLADDR, link)
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    return struct.pack("=IHHII", 16 + len(body), RTM_NEWNEIGH, flags, 0, 0) + body
 
 
 @contextmanager
@@ -243,11 +279,6 @@ def silenced(one: Namespace, other: Namespace) -> Iterator[None]:
         yield
     finally:
         one.meet(other, other.hardware)
-
-
-def _meetings(other: Namespace, hardware: str) -> tuple[str, ...]:
-    where = f"lladdr {hardware} dev {other.device} nud permanent"
-    return tuple(f"neigh replace {address} {where}" for address in (other.ipv4, other.ipv6))
 
 
 def _name() -> str:
@@ -302,7 +333,7 @@ def joined() -> Iterator[tuple[Namespace, Namespace]]:
                 f"addr add {each.ipv4}/24 dev {device}",
                 f"addr add {each.ipv6}/64 dev {device} nodad",
                 f"link set {device} up",
-                *_meetings(other, other.hardware),
                 name=each.name,
             )
+            each.meet(other, other.hardware)
         yield one, two
