@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,8 @@ class Scene:
 def scene() -> Iterator[Scene]:
     needs.root()
     needs.command("ip")
-    with joined() as (client, server), Collector(["tcp"]) as collector:
+    with joined() as (client, server), Collector() as collector:
+        collector.attach("tcp", metrics_interval_ms=10)
         yield Scene(client, server, Watch(collector))
 
 
@@ -239,8 +240,9 @@ def test_the_other_side_vanishes(scene: Scene) -> None:
 
     assert ending(lives[0]) == ("ESTABLISHED", None, "ETIMEDOUT")
     assert traffic(lives[0]) == (503 + 701, 11)
-    assert lives[0][-1].bytes_acked == 503
-    assert lives[0][-1].retransmits == again > 0
+    (closed,) = of(lives[0], TcpClosed)
+    assert closed.bytes_acked == 503
+    assert closed.retransmits == again > 0
     assert traffic(lives[1]) == (11, 503)
     assert ending(lives[1])[:2] == ("FIN_WAIT1", "local")
     assert [item.direction for item in of(lives[1], TcpReset)] == ["received"]
@@ -265,10 +267,8 @@ def test_nobody_accepts(scene: Scene) -> None:
     watch.closed(mine, its)
     records = watch.life(its)
 
-    assert [item.record for item in records if item.record != "tcp_state_changed"] in (
-        ["tcp_opened", "tcp_established", "tcp_reset", "tcp_closed"],
-        ["tcp_opened", "tcp_established", "tcp_closed"],
-    )
+    assert len(of(records, TcpOpened)) == len(of(records, TcpEstablished)) == 1
+    assert [item.direction for item in of(records, TcpReset)] == ["sent"]
     assert traffic(records) == (0, 997)
     assert ending(records)[1] == "local"
     assert {(item.pid, item.role) for item in records} == {(os.getpid(), "accept")}
@@ -288,6 +288,7 @@ def test_a_listeners_queue_overflows(scene: Scene) -> None:
         for one in ones:
             one.settimeout(0)
             assert one.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            time.sleep(0.02)  # longer than the interval of metrics
         # Two of them wait; of the others no SYN is taken.
         watch.until(lambda: client.counters()["TcpExt.TCPSynRetrans"] - before >= 3)
         assert server.counters()["TcpExt.ListenOverflows"] > 0
@@ -312,7 +313,9 @@ def test_a_listeners_queue_overflows(scene: Scene) -> None:
         (item.accept_queue, item.accept_queue_limit)
         for item in of(watch.life(listening), TcpMetrics)
     }
-    assert (2, 1) in queues
+    # Of the tracepoint alone, a child does not know its listener.
+    live = watch.collector.status("tcp").live["accept"]
+    assert (2, 1) in queues or live.startswith("tp_btf/")
 
 
 def test_a_socket_is_connected_again(scene: Scene) -> None:
@@ -484,7 +487,8 @@ def check_middle(
 
 
 def test_nothing_was_lost(scene: Scene) -> None:
+    scene.watch.flush()
     stats = scene.watch.collector.stats().modules["tcp"]
+
     assert stats["lost"] == stats["errors"] == 0
-    with suppress(KeyError):
-        assert stats["emitted"] == stats["received"]
+    assert stats["emitted"] == stats["received"]

@@ -105,7 +105,8 @@ class End:
 
     @property
     def family(self) -> str:
-        return "ipv6" if ":" in plain(self.remote_address) else "ipv4"
+        address = self.local_address if self.role == "listen" else self.remote_address
+        return "ipv6" if ":" in plain(address) else "ipv4"
 
     @property
     def first(self) -> bool:

@@ -123,4 +123,8 @@ class Watch:
         """
         Take records until sockets have ended.
         """
-        self.until(lambda: all(self.life(name)[-1].record == "tcp_closed" for name in names))
+        self.until(
+            lambda: all(
+                any(record.record == "tcp_closed" for record in self.life(name)) for name in names
+            )
+        )
