@@ -249,6 +249,10 @@ static __noinline int on_child(void *ctx, struct sock *listener, struct sock *ch
 	parent = find(listener);
 	if (parent) {
 		socket.listener_id = parent->socket_id;
+		/* until a process accepts it, if any does */
+		socket.start_time = parent->start_time;
+		socket.cgroup_id = parent->cgroup_id;
+		socket.pid = parent->pid;
 		mark_active(listener, parent);
 	}
 	track(ctx, child, &socket);
