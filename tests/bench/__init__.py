@@ -10,8 +10,10 @@ over rings that one generator filled with the same messages::
     drain.py     full rings, consumer by consumer
     steady.py    a generator running on the other core, at two rates
     emit.py      what one message costs in the kernel, by transport
-    overhead.py  a fork+exec loop with and without a module
-    guest.py     the same beside bcc's execsnoop, on a kernel with kprobes
+    watched.py   a loop with and without a module and its peers
+    overhead.py  that of fork and exec
+    tcp.py       those of connections and of bulk
+    guest.py     the same beside peers that need a kernel with kprobes
     startup.py   import, first record, resident memory
 
 Figures are medians with their minimum and maximum; the ratios are the median

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import drain, emit, guest, overhead, report, startup, steady, workshop
+from tests.bench import drain, emit, guest, overhead, report, startup, steady, tcp, workshop
 from tests.bench.effort import Effort
 from tests.bench.figures import Missing
 from tests.bench.rounds import WrongContentsError
@@ -38,6 +38,7 @@ PARTS: dict[str, Callable[[Workshop, Effort], Sequence[Figure | Missing]]] = {
     "emit": emit.measure,
     "startup": lambda _, effort: startup.measure(effort),
     "overhead": overhead.measure,
+    "tcp": tcp.measure,
     "guest": guest.measure,
 }
 
@@ -46,7 +47,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("part", nargs="*", help=f"{', '.join(PARTS)}; all of them by default")
     parser.add_argument("--rounds", type=int, default=15, help="of each comparison (15)")
-    parser.add_argument("--loops", type=int, default=1000, help="forks and execs each time (1000)")
+    parser.add_argument("--loops", type=int, default=1000, help="turns of a loop each time (1000)")
     parser.add_argument("--starts", type=int, help="of each watcher of that loop (one per round)")
     parser.add_argument("--output", type=Path, default=BUILD.parent / "bench.json")
     parser.add_argument(

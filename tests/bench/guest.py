@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The fork+exec loop in a guest whose kernel has kprobes, where the machine's own has none.
+The loops of a part in a guest whose kernel has kprobes, where the machine's own has none.
 
-bcc's execsnoop needs kprobes and the headers of the running kernel.  The guest is
-the one of the kernel list that bcc comes from the same release as; its headers are
-downloaded by apt and kept beside the kernel.  Guests may be emulated: the times
+tcplife and tcpconnect need kprobes, and bcc's execsnoop the headers of the running kernel
+too.  The guest is the one of the kernel list that bcc comes from the same release as; its
+headers are downloaded by apt and kept beside the kernel.  Guests may be emulated: the times
 mean nothing then, their ratios somewhat.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench.figures import Figure, Missing
-from tests.bench.overhead import KPROBES
+from tests.bench.watched import KPROBES
 from tests.bench.workshop import ROOT, UnavailableError
 from tests.vm import fetch, kernels
 
@@ -43,6 +43,12 @@ FIGURES = {
     "fork_exec_slowdown_execsnoop": "fork_exec_slowdown_execsnoop",
     "fork_exec_slowdown": "fork_exec_slowdown_guest",
     "fork_exec_slowdown_execsnoop_libbpf": "fork_exec_slowdown_execsnoop_libbpf_guest",
+    "connect_slowdown": "connect_slowdown_guest",
+    "connect_slowdown_tcplife_libbpf": "connect_slowdown_tcplife_libbpf",
+    "connect_slowdown_tcpconnect_libbpf": "connect_slowdown_tcpconnect_libbpf",
+    "bulk_mib_slowdown": "bulk_mib_slowdown_guest",
+    "bulk_mib_slowdown_tcplife_libbpf": "bulk_mib_slowdown_tcplife_libbpf",
+    "bulk_mib_slowdown_tcpconnect_libbpf": "bulk_mib_slowdown_tcpconnect_libbpf",
 }
 
 
@@ -88,11 +94,13 @@ def _command(scratch: Path, sources: Path, workshop: Workshop) -> str:
     """
     # Built here: the guest sees the checkout, but may not write to it.
     workshop.churn()
+    workshop.connect()
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
     variables = {"PYTHONPATH": path, "BCC_KERNEL_SOURCE": str(sources)}
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     arguments = [
         "overhead",
+        "tcp",
         "--rounds",
         str(ROUNDS),
         "--loops",
@@ -107,7 +115,7 @@ def _command(scratch: Path, sources: Path, workshop: Workshop) -> str:
 
 def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
     """
-    Boot, run the overhead part there, and read what it wrote.
+    Boot, run what has such peers there, and read what it wrote.
     """
     if KPROBES.exists():
         return []

@@ -42,7 +42,8 @@ took = time.perf_counter_ns() - before
 sys.exit(f"touched {{touched}}") if touched else print(took)
 """
 
-RUN = ["-m", "kprobe_modules", "run", "-m", "processes", "-o", "json"]
+RUN = ["-m", "kprobe_modules", "run", "-o", "json", "-m"]
+"""The command, but for the module."""
 
 DEADLINE = 600.0
 """Of a start that must succeed, in an emulated guest too."""
@@ -92,7 +93,7 @@ def first_record_ms(python: list[str], scratch: Path) -> float:
     with scheduled():
         started = time.monotonic_ns()
         process = subprocess.Popen(
-            [*python, *RUN, "--max-records", "1"],
+            [*python, *RUN, "processes", "--max-records", "1"],
             cwd=ROOT,
             env=environment(scratch),
             stdout=subprocess.PIPE,
@@ -111,14 +112,18 @@ def first_record_ms(python: list[str], scratch: Path) -> float:
 
 
 @contextmanager
-def running(scratch: Path, name: str) -> Iterator[int]:
+def running(scratch: Path, name: str, module: str = "processes") -> Iterator[int]:
     """
     Run the command, its output in *scratch*; yield its pid once it is steady.
     """
     path, errors = scratch / f"{name}.json", scratch / f"{name}.stderr"
     with path.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, *RUN], cwd=ROOT, env=environment(scratch), stdout=out, stderr=err
+            [sys.executable, *RUN, module],
+            cwd=ROOT,
+            env=environment(scratch),
+            stdout=out,
+            stderr=err,
         )
     try:
         deadline = time.monotonic() + DEADLINE

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bench import drain, emit, guest, overhead, report, startup, steady
+from tests.bench import drain, emit, guest, overhead, report, startup, steady, tcp
 from tests.bench.effort import Effort
 from tests.bench.figures import Figure, Missing, Target, ratios
 from tests.bench.rounds import Contender, Race, WrongContentsError
@@ -82,9 +82,11 @@ def test_startup(workshop: Workshop, effort: Effort) -> None:
 
 def test_overhead(workshop: Workshop, effort: Effort) -> None:
     found = names(overhead.measure(workshop, effort))
+    assert any(name.startswith("program_start_") for name in found)
+    found |= names(tcp.measure(workshop, effort))
+    assert any(name.startswith("program_accept_") for name in found)
     # Measured or missing, and what the guest's part looks for in its file.
     assert guest.FIGURES.keys() <= found
-    assert any(name.startswith("program_") for name in found)
 
 
 def test_figures_state_the_median_and_judge_it() -> None:

@@ -144,6 +144,12 @@ class Workshop:
         """
         return self._c_program("churn", HERE / "churn.c")
 
+    def connect(self) -> Path:
+        """
+        The loop that connects.
+        """
+        return self._c_program("connect", HERE / "connect.c")
+
     def consume_go(self) -> Path:
         """
         The cilium/ebpf consumer, built without any network.

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A loop with and without each of several watchers, and what BPF programs of ours cost under it.
+
+Loop times are taken with the kernel's statistics off, because these cost some
+tens of nanoseconds a run themselves; programs are measured in a run of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kprobe_modules.collector import Collector
+from kprobe_modules.libbpf import ids, program
+from tests.bench.figures import Figure, Missing, ratios
+from tests.bench.schedule import PRODUCER_CPU, scheduled
+from tests.bench.startup import running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from kprobe_modules.libbpf.program import ProgramInfo
+    from tests.bench.effort import Effort
+
+    Watcher = Callable[[], AbstractContextManager[None]]
+
+__all__ = ["KPROBES", "Loop", "Peer", "bcc_lacks", "programs", "slowdowns"]
+
+KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
+
+START_DEADLINE = 600.0
+"""bcc compiles its program first; in an emulated guest that takes minutes."""
+
+
+@attrs.frozen
+class Loop:
+    """
+    A program that prints how many nanoseconds it has taken for so many turns.
+    """
+
+    name: str
+    command: list[str]
+    count: int
+    """Turns, of what it prints the time of."""
+
+    def run(self) -> float:
+        """
+        Microseconds per turn.
+        """
+        with scheduled(PRODUCER_CPU):
+            done = subprocess.run(self.command, stdout=subprocess.PIPE, text=True, check=True)
+        return int(done.stdout) / self.count / 1000
+
+
+@attrs.frozen
+class Peer:
+    """
+    A tool that watches as a module of ours does.
+    """
+
+    name: str
+    path: Path
+    heading: str
+    """What it prints once it is attached."""
+    lacks: str = ""
+    """What it needs of this kernel and does not find; empty if nothing."""
+
+    @property
+    def missing(self) -> str:
+        """
+        Why it cannot run here; empty if it can.
+        """
+        if self.lacks or (self.path.exists() and shutil.which("unshare")):
+            return self.lacks
+        return f"needs {self.path}"
+
+
+@contextmanager
+def _peer(peer: Peer, scratch: Path) -> Iterator[None]:
+    """
+    Run a peer until it has printed its heading, which it does once attached.
+    """
+    path = scratch / f"{peer.name}.txt"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # The guest's and this machine's tracefs may not be mounted; a private mount
+    # namespace leaves the host as it is.
+    mount = "mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing;"
+    command = ["stdbuf", "-oL", str(peer.path)]
+    shell = ["unshare", "-m", "sh", "-c", f'{mount} exec "$@"', "sh", *command]
+    with path.open("wb") as output:
+        process = subprocess.Popen(shell, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + START_DEADLINE
+        while peer.heading.encode() not in path.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                msg = f"{peer.path}: {path.read_text(errors='replace')[-500:]}"
+                raise RuntimeError(msg)
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _ours(scratch: Path, name: str, module: str) -> Iterator[None]:
+    with running(scratch, name, module):
+        yield
+
+
+def bcc_lacks() -> str:
+    """
+    What bcc needs of this kernel and does not find; empty if nothing.
+    """
+    if not KPROBES.exists():
+        return "needs kprobes"
+    build = Path("/lib/modules") / os.uname().release / "build"
+    if "BCC_KERNEL_SOURCE" not in os.environ and not build.exists():
+        return f"needs the headers of Linux {os.uname().release}"
+    return ""
+
+
+def slowdowns(
+    loop: Loop, module: str, peers: Sequence[Peer], effort: Effort
+) -> list[Figure | Missing]:
+    """
+    Loop time with each watcher over the median of the loops before and after it.
+    """
+    watchers: dict[str, Watcher] = {"": partial(_ours, effort.scratch, loop.name, module)}
+    for peer in peers:
+        if not peer.missing:
+            watchers[f"_{peer.name}"] = partial(_peer, peer, effort.scratch)
+    watched: dict[str, list[float]] = {name: [] for name in watchers}
+    alone: dict[str, list[float]] = {name: [] for name in watchers}
+    each = -(-effort.rounds // effort.starts)
+    loop.run()
+    for start in range(effort.starts):
+        before = [loop.run() for _ in range(each)]
+        for name, make in watchers.items():
+            with make():
+                watched[name] += [loop.run() for _ in range(each)]
+            after = [loop.run() for _ in range(each)]
+            alone[name] += [statistics.median(before + after)] * each
+            before = after
+        effort.progress(f"{loop.name}: start {start + 1} of {effort.starts}")
+    figures: list[Figure | Missing] = [
+        Figure(f"{loop.name}_slowdown{name}", ratios(times, alone[name]), "x")
+        for name, times in watched.items()
+    ]
+    figures.append(Figure(f"{loop.name}_us", alone[""], "us", note="unwatched, per loop"))
+    figures += [
+        Missing(f"{loop.name}_slowdown_{peer.name}", peer.missing) for peer in peers if peer.missing
+    ]
+    return figures
+
+
+def _run_infos(known: set[int]) -> list[ProgramInfo]:
+    """
+    What the kernel counted of every program that is not among *known*.
+    """
+    infos = []
+    for identity in set(ids.program_ids()) - known:
+        descriptor = ids.open_program(identity)
+        if descriptor is not None:
+            infos.append(program.prog_info(descriptor))
+            os.close(descriptor)
+    return infos
+
+
+def programs(loop: Loop, module: str, effort: Effort) -> list[Figure | Missing]:
+    """
+    Nanoseconds per run of each program of *module*, under the loop, and memory of its maps.
+    """
+    known = set(ids.program_ids())
+    spent: dict[str, list[float]] = {}
+    runs: dict[str, int] = {}
+    with Collector() as collector:
+        collector.attach(module)
+        for _ in range(effort.rounds):
+            before = {info.name: info for info in _run_infos(known)}
+            with program.enable_stats():
+                _run_while_polling(loop, collector)
+            for info in _run_infos(known):
+                old = before.get(info.name)
+                times = info.run_cnt - (old.run_cnt if old else 0)
+                if times:
+                    took = info.run_time_ns - (old.run_time_ns if old else 0)
+                    spent.setdefault(info.name, []).append(took / times)
+                    runs[info.name] = runs.get(info.name, 0) + times
+        memory = next(each.memory for each in collector.metrics() if each.module == module)
+    return [
+        *(
+            Figure(f"program_{name}_ns", values, "ns", note=f"{runs[name]} runs")
+            for name, values in sorted(spent.items())
+        ),
+        Figure(f"{module}_kib", [memory / 1024], "KiB", note="programs and maps"),
+    ]
+
+
+def _run_while_polling(loop: Loop, collector: Collector) -> None:
+    with scheduled(PRODUCER_CPU):
+        process = subprocess.Popen(loop.command, stdout=subprocess.DEVNULL)
+    with process:
+        while process.poll() is None:
+            collector.poll(timeout=0.1)
