@@ -25,6 +25,7 @@ from tests.support.namespaces import LiveSocket, Namespace, ShapeError, joined
 from tests.support.requirements import needs
 from tests.support.sockets import Name, Watch, connected, name_of, of
 from tests.support.watch import record_until, record_workload
+from tests.support.emulation import fewer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,7 +52,11 @@ def lose_some(one: Namespace) -> None:
     try:
         one.impair(loss=2.0, delay_ms=3)
     except ShapeError:
+        # A part of a large packet: the sender notices when a whole one finds no room.
         one.narrow(rate="60mbit", burst=3000, limit=9000)
+    else:
+        # Or a few large ones would hardly ever be lost.
+        one.run("ip", "link", "set", "dev", one.device, "gso_max_segs", "1")
 
 
 def quiet(*namespaces: Namespace) -> dict[Name, LiveSocket]:
@@ -96,7 +101,7 @@ def test_live_sockets_agree_with_ss() -> None:
         watch = Watch(collector)
         lose_some(client)
         pairs = []
-        for index in range(14):
+        for index in range(12):
             with server.listen(FAMILIES[index % 2]) as listener:
                 one, other = connected(client, listener)
             pairs.append((stack.enter_context(one), stack.enter_context(other)))
@@ -289,7 +294,7 @@ def test_bytes_agree_with_nginx(tmp_path: Path) -> None:
     with joined() as (client, server), Collector(["tcp"]) as collector:
         watch = Watch(collector)
         with nginx(server, tmp_path) as master:
-            done = fetch_all(client, server, 31)
+            done = fetch_all(client, server, fewer(31, 13))
         names = [Name(client.inode, port, 8080) for port in done]
         watch.closed(*names, *(Name(server.inode, 8080, port) for port in done))
         spaces = client.inode, server.inode
@@ -322,7 +327,7 @@ def test_retransmits_agree_with_the_kernel_and_iperf3() -> None:
         lose_some(client)
         with running(server, 5201, "iperf3", "-s", "-1") as process:
             report = json.loads(
-                client.run("iperf3", "-c", server.ipv4, "-n", "3M", "-P", "2", "-J")
+                client.run("iperf3", "-c", server.ipv4, "-n", "1M", "-P", "2", "-J")
             )
             process.wait(DEADLINE)
         records = record_until(
@@ -397,7 +402,9 @@ def test_agrees_with_tcplife_and_tcpconnect() -> None:
         observing("tcpconnect") as connects,
         Collector(["tcp"]) as collector,
     ):
-        records, output = record_workload(collector, connections_command(101, client, server))
+        records, output = record_workload(
+            collector, connections_command(fewer(101, 53), client, server)
+        )
         records += record_until(
             collector,
             lambda: all(
@@ -405,7 +412,8 @@ def test_agrees_with_tcplife_and_tcpconnect() -> None:
             ),
         )
         spaces = {client.inode, server.inode}
-    connecting = {end.opener for end in read_ends(output) if end.role == "connect"}
+    ends = read_ends(output)
+    connecting = {end.opener for end in ends if end.role == "connect"}
     opened = [item for item in of(records, TcpOpened) if item.netns in spaces]
     ours = {
         (item.local_port, item.remote_address, item.remote_port): item
@@ -418,7 +426,7 @@ def test_agrees_with_tcplife_and_tcpconnect() -> None:
         if key in ours:
             theirs[key] = float(words[-3]), float(words[-2])
 
-    assert len(ours) == 101 + 91
+    assert len(ours) == len([end for end in ends if end.role != "listen"])
     assert theirs.keys() == ours.keys()
     for key, (sent, received) in theirs.items():
         # In KiB with two digits, SYN and FIN included.

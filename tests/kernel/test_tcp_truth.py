@@ -31,6 +31,7 @@ from tests.support.namespaces import Namespace, alone, joined
 from tests.support.requirements import needs
 from tests.support.sockets import by_socket, of
 from tests.support.watch import record_until, record_workload
+from tests.support.emulation import fewer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -217,6 +218,8 @@ def check_resets(run: Run, found: dict[int, list[Any]], truth: dict[int, End]) -
     Each reset is told by who sent it and by who got it, and nobody tells of others.
     """
     for identity, end in truth.items():
+        if end.role == "listen":
+            continue  # it answers what comes late for connections that are gone
         told = [item.direction for item in of(found[identity], TcpReset)]
         if end.kind in RESETS:
             assert told == ["sent" if end.first else "received"], end
@@ -247,7 +250,9 @@ def check_counters(run: Run) -> None:
         assert again + len(of(mine, TcpSynackTimeout)) == counted["Tcp.RetransSegs"]
 
 
-@pytest.mark.parametrize(("place", "count"), [(loopback, 211), (joined, 1009)])
+@pytest.mark.parametrize(
+    ("place", "count"), [(loopback, fewer(211, 53)), (joined, fewer(1009, 211))]
+)
 def test_every_connection_exactly_once(
     place: Callable[[], AbstractContextManager[Place]], count: int
 ) -> None:
