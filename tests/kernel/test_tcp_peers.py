@@ -107,13 +107,8 @@ def test_live_sockets_agree_with_ss() -> None:
             pairs.append((stack.enter_context(one), stack.enter_context(other)))
             exchange(index, one, other)
         names = [(name_of(client, one), name_of(server, other)) for one, other in pairs]
-        before = quiet(client, server)
-        for one, other in pairs[::2]:
-            one.sendall(b"a")
-            other.sendall(b"b")
-        after = quiet(client, server)
-        watch.flush()
-        check_metrics(watch, before, after, [name for pair in names[::2] for name in pair])
+        shown = quiet(client, server)
+        check_metrics(watch, shown, [name for pair in names[::2] for name in pair])
         for one, _ in pairs:
             cut(one)
         for _, other in pairs:
@@ -121,7 +116,7 @@ def test_live_sockets_agree_with_ss() -> None:
         watch.closed(*(name for pair in names for name in pair))
 
     for name, _ in names:
-        check_as_in_ss(watch, name, after[name])
+        check_as_in_ss(watch, name, shown[name])
 
 
 def exchange(index: int, one: socket.socket, other: socket.socket) -> None:
@@ -142,26 +137,30 @@ def exchange(index: int, one: socket.socket, other: socket.socket) -> None:
         other.shutdown(socket.SHUT_WR)
 
 
-def check_metrics(
-    watch: Watch,
-    before: dict[Name, LiveSocket],
-    after: dict[Name, LiveSocket],
-    names: Sequence[Name],
-) -> None:
-    """
-    What was told last is what it was before its last activity, or after.
-    """
-    for name in names:
-        last = of(watch.life(name), TcpMetrics)[-1]
-        shown = (before[name], after[name])
-        syn = 1 if last.role == "connect" else 0
+def last_metrics(watch: Watch, name: Name) -> TcpMetrics | None:
+    found = of(watch.life(name), TcpMetrics)
+    return found[-1] if found else None
 
-        assert last.state == STATES[shown[1].state]
-        assert (last.srtt_us, last.rttvar_us) in [each.rtt_us for each in shown], name
-        assert last.bytes_received in [each.number("bytes_received") for each in shown], name
-        assert last.bytes_acked in [each.number("bytes_acked") - syn for each in shown], name
-        assert last.retransmits in [each.retransmits for each in shown], name
-        assert last.cwnd in [each.number("cwnd") for each in shown], name
+
+def check_metrics(watch: Watch, shown: dict[Name, LiveSocket], names: Sequence[Name]) -> None:
+    """
+    What is told last of a socket that has fallen idle is what it has counted.
+    """
+
+    def is_told(name: Name) -> bool:
+        last = last_metrics(watch, name)
+        return last is not None and last.bytes_received == shown[name].number("bytes_received")
+
+    watch.until(lambda: all(map(is_told, names)))
+    for name in names:
+        last, each = last_metrics(watch, name), shown[name]
+        assert last is not None
+        assert last.state == STATES[each.state]
+        assert (last.srtt_us, last.rttvar_us) == each.rtt_us, name
+        assert last.bytes_acked == each.number("bytes_acked") - (last.role == "connect"), name
+        assert last.retransmits == each.retransmits, name
+        assert last.cwnd == each.number("cwnd"), name
+        assert last.receive_queue == each.receive_queue, name
 
 
 def check_as_in_ss(watch: Watch, name: Name, shown: LiveSocket) -> None:
@@ -327,7 +326,7 @@ def test_retransmits_agree_with_the_kernel_and_iperf3() -> None:
         lose_some(client)
         with running(server, 5201, "iperf3", "-s", "-1") as process:
             report = json.loads(
-                client.run("iperf3", "-c", server.ipv4, "-n", "1M", "-P", "2", "-J")
+                client.run("iperf3", "-c", server.ipv4, "-n", "2M", "-P", "2", "-J")
             )
             process.wait(DEADLINE)
         records = record_until(
@@ -361,7 +360,7 @@ def check_streams(report: dict[str, Any], closed: Sequence[TcpClosed]) -> None:
         assert mine.bytes_sent == stream["bytes"] + COOKIE
         assert mine.retransmits is not None
         # It looks before the end.
-        assert mine.retransmits >= stream["retransmits"] > 0
+        assert mine.retransmits >= stream["retransmits"]
 
 
 def tool(name: str) -> str:

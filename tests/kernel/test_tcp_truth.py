@@ -103,6 +103,10 @@ def run(place: Place, count: int) -> Run:
         records, output = record_workload(collector, connections_command(count, client, server))
         records += record_until(collector, lambda: not any(map(unfinished, place)))
         stats = collector.stats().modules["tcp"]
+        while stats["emitted"] != stats["received"] + stats["lost"]:
+            # Others on this machine have connections, too.
+            records += collector.flush()
+            stats = collector.stats().modules["tcp"]
     counted = [
         Counter(each.counters()) - Counter(old) for each, old in zip(place, before, strict=True)
     ]
@@ -273,4 +277,3 @@ def test_every_connection_exactly_once(
     check_resets(done, found, truth)
     check_counters(done)
     assert done.stats["lost"] == done.stats["errors"] == 0
-    assert done.stats["emitted"] == done.stats["received"]

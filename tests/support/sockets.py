@@ -116,8 +116,9 @@ class Watch:
         """
         Return what was recorded of the only socket that had a name.
         """
-        (records,) = self.lives(name)
-        return records
+        found = self.lives(name)
+        assert len(found) == 1, f"{name}: {found}"
+        return found[0]
 
     def closed(self, *names: Name) -> None:
         """
