@@ -23,7 +23,7 @@ from kprobe_modules import Collector
 from tests.support.connections import connections_command, plain, read_ends
 from tests.support.namespaces import LiveSocket, Namespace, ShapeError, joined
 from tests.support.requirements import needs
-from tests.support.sockets import Name, Watch, connected, name_of, of
+from tests.support.sockets import ROOMY, Name, Watch, connected, name_of, of
 from tests.support.watch import record_until, record_workload
 from tests.support.emulation import fewer
 
@@ -96,7 +96,7 @@ def cut(one: socket.socket) -> None:
 def test_live_sockets_agree_with_ss() -> None:
     with ExitStack() as stack:
         client, server = stack.enter_context(joined())
-        collector = stack.enter_context(Collector())
+        collector = stack.enter_context(Collector(rings=ROOMY))
         collector.attach("tcp", metrics_interval_ms=1)
         watch = Watch(collector)
         lose_some(client)
@@ -290,7 +290,7 @@ def fetch_all(client: Namespace, server: Namespace, count: int) -> dict[int, tup
 
 def test_bytes_agree_with_nginx(tmp_path: Path) -> None:
     needs.command("nginx")
-    with joined() as (client, server), Collector(["tcp"]) as collector:
+    with joined() as (client, server), Collector(["tcp"], rings=ROOMY) as collector:
         watch = Watch(collector)
         with nginx(server, tmp_path) as master:
             done = fetch_all(client, server, fewer(31, 13))
@@ -320,7 +320,7 @@ def test_bytes_agree_with_nginx(tmp_path: Path) -> None:
 
 def test_retransmits_agree_with_the_kernel_and_iperf3() -> None:
     needs.command("iperf3")
-    with joined() as place, Collector(["tcp"]) as collector:
+    with joined() as place, Collector(["tcp"], rings=ROOMY) as collector:
         client, server = place
         before = [each.counters()["Tcp.RetransSegs"] for each in place]
         lose_some(client)
@@ -399,7 +399,7 @@ def test_agrees_with_tcplife_and_tcpconnect() -> None:
         joined() as (client, server),
         observing("tcplife") as lives,
         observing("tcpconnect") as connects,
-        Collector(["tcp"]) as collector,
+        Collector(["tcp"], rings=ROOMY) as collector,
     ):
         records, output = record_workload(
             collector, connections_command(fewer(101, 53), client, server)

@@ -29,7 +29,7 @@ from tests.support.cgroups import own_cgroup_id
 from tests.support.connections import RESETS, End, Key, connections_command, read_ends
 from tests.support.namespaces import Namespace, alone, joined
 from tests.support.requirements import needs
-from tests.support.sockets import by_socket, of
+from tests.support.sockets import ROOMY, by_socket, of
 from tests.support.watch import record_until, record_workload
 from tests.support.emulation import fewer
 
@@ -99,7 +99,7 @@ class Run:
 def run(place: Place, count: int) -> Run:
     client, server = place
     before = [each.counters() for each in place]
-    with Collector(["tcp"]) as collector:
+    with Collector(["tcp"], rings=ROOMY) as collector:
         records, output = record_workload(collector, connections_command(count, client, server))
         records += record_until(collector, lambda: not any(map(unfinished, place)))
         stats = collector.stats().modules["tcp"]

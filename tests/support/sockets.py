@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kprobe_modules import RingOptions
 from tests.support.watch import DEADLINE
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from kprobe_modules import Collector, Record
     from tests.support.namespaces import Namespace
 
-__all__ = ["Name", "Watch", "by_socket", "connected", "name_of", "of"]
+__all__ = ["ROOMY", "Name", "Watch", "by_socket", "connected", "name_of", "of"]
+
+ROOMY = RingOptions(pages=1024)
+"""Nothing is to be lost of ours while others on the machine have thousands of connections."""
 
 
 def of(records: Sequence[Record], kind: type[Any]) -> list[Any]:
