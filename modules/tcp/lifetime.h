@@ -15,8 +15,8 @@
  *
  * Between being tracked and being announced there is
  *
- * - a child, until a process accepts it: nothing is said of it, and its owner is not
- *   known. If it ends before that, start and end are told at once.
+ * - a child, until a process accepts it: nothing is said of it, and its owner is who
+ *   listens. If it ends before that, start and end are told at once.
  * - where only tracepoints are there, a socket that connects: when the state changes,
  *   it has no port yet, but its owner is running. What comes next announces it.
  *
