@@ -23,13 +23,13 @@
  * Programs that are called with the socket locked (all but the scan) cannot meet at
  * one socket. The race is between a scan, on_found(), and end():
  *
- *   scan  s1 not closed?  s2 insert  s3 write  s4 mark announced
- *   end   e1 delete, looking at the mark       e2 write
+ *   scan  s1 not closed?  s2 insert  s3 not closed?  s4 write  s5 mark announced
+ *   end   e1 delete, looking at the mark             e2 write
  *
- * - e1 before s2: the state is not yet CLOSE, as the tracepoint comes before the
- *   change. What s2 left behind is deleted and ended when the socket is destroyed,
- *   which end hooks that look at the state notice besides.
- * - e1 between s2 and s4: e2 writes the start as well, with the same id, so that it
+ * - e1 before s2: s3 finds the socket closed, and takes out what s2 has put in, unsaid.
+ *   The tracepoint comes some instructions before the change of state: if s1 to s3 are
+ *   all between the two, a second life is told, which ends when the socket is destroyed.
+ * - e1 between s2 and s5: e2 writes the start as well, with the same id, so that it
  *   may be there twice; the handler drops what comes second.
  */
 #ifndef KM_TCP_LIFETIME_H

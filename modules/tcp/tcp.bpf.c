@@ -728,6 +728,10 @@ static __noinline bool on_found(void *ctx, struct sock *sk, struct km_tcp_open_s
 	found->flags = KM_TCP_EXISTING;
 	if (!track(ctx, sk, found))
 		return false;
+	if (!is_open(state_of(sk))) {
+		forget(sk, found->socket_id);
+		return false;
+	}
 	/* nothing holds the socket here: what is written is the copy, not the entry */
 	if (write_start(ctx, sk, found)) {
 		forget(sk, found->socket_id);
