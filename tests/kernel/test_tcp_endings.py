@@ -469,7 +469,7 @@ def check_middle(
     watch: Watch, ends: Sequence[End], spaces: dict[str, int], attached: tuple[int, int]
 ) -> int:
     """
-    Return how many were opened when the module was there.
+    Return how many were seen being opened.
     """
     mine = [item for item in watch.records if getattr(item, "netns", 0) in set(spaces.values())]
     lives: dict[tuple[int, int, int], list[list[Any]]] = {}
@@ -492,8 +492,8 @@ def check_middle(
             assert not found, end
         if end.opening > attached[1]:
             assert found, end
-            assert not found[0][0].existing, end
-            late += 1
+            # A scan may have come by before whoever accepts it.
+            late += not found[0][0].existing
         if found and end.role != "listen":
             assert traffic(found[0]) == (end.sent, end.arrived), end
     return late
