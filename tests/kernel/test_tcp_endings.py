@@ -34,10 +34,10 @@ from kprobe_modules.modules.tcp.records import (
 
 from kprobe_modules import Collector
 from tests.support.connections import End, connections_command, read_ends
+from tests.support.emulation import fewer
 from tests.support.namespaces import Namespace, joined, silenced
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Name, Watch, by_socket, connected, name_of, of
-from tests.support.emulation import fewer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

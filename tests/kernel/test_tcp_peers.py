@@ -21,11 +21,11 @@ from kprobe_modules.modules.tcp.records import TcpClosed, TcpMetrics, TcpOpened,
 
 from kprobe_modules import Collector
 from tests.support.connections import connections_command, plain, read_ends
+from tests.support.emulation import fewer
 from tests.support.namespaces import LiveSocket, Namespace, ShapeError, joined
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Name, Watch, connected, name_of, of
 from tests.support.watch import record_until, record_workload
-from tests.support.emulation import fewer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

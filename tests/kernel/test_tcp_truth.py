@@ -27,11 +27,11 @@ from kprobe_modules.modules.tcp.records import (
 from kprobe_modules import Collector
 from tests.support.cgroups import own_cgroup_id
 from tests.support.connections import RESETS, End, Key, connections_command, read_ends
+from tests.support.emulation import fewer
 from tests.support.namespaces import Namespace, alone, joined
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, by_socket, of
 from tests.support.watch import record_until, record_workload
-from tests.support.emulation import fewer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
