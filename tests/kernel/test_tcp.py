@@ -272,7 +272,9 @@ def absent() -> frozenset[str]:
     features = Features()
     try:
         return frozenset(
-            item.name for item in spec.programs if not features.program(item.kind, item.target)
+            item.name
+            for item in spec.programs
+            if item.hook and not features.program(item.kind, item.target)
         )
     finally:
         features.close()
