@@ -34,6 +34,7 @@ _NO_BIND = "without the port, if the process lets the kernel choose it"
 _NO_ACCEPT = "told when the connection is made, with the owner of a listener of its port"
 _UNACCEPTED = "a connection that nobody has accepted when it ends is not told of"
 _GIVE_UP = "also reports the last expiry, when the kernel gives up"
+_STRAY = "before Linux 6.10, resets that answer what belongs to no socket are not told of"
 _READERS = "only of sockets that receive data"
 
 MODULE = Manifest(
@@ -155,8 +156,9 @@ MODULE = Manifest(
             "reset_sent",
             "TELEMETRY",
             (
-                "reset_tx_btf",
+                # The functions come first, as before 6.10 the tracepoint does not see all.
                 Alternative("reset_tx_fentry", companions=("answer4_fentry", "answer6_fentry")),
+                Alternative("reset_tx_btf", note=_STRAY),
                 Alternative(
                     "reset_tx_kprobe",
                     companions=("answer4_kprobe", "answer6_kprobe"),

@@ -68,6 +68,9 @@ struct km_tcp_ipv6_header {
 	km_ipv6 destination;
 };
 
+#define KM_TCP_FLAGS_OFFSET 13
+#define KM_TCP_FLAG_RST 4
+
 struct km_tcp_ports {
 	km_be16 source;
 	km_be16 destination;

@@ -61,10 +61,22 @@ static __noinline int write_answer(void *ctx, struct sk_buff *skb,
 	return 0;
 }
 
+/* the functions that answer look at that themselves, and do nothing: nobody answers a reset */
+static __always_inline bool is_reset(struct sk_buff *skb)
+{
+	unsigned char *segment = km_read(skb, head) + km_read(skb, transport_header);
+	__u8 flags = 0;
+
+	bpf_probe_read_kernel(&flags, sizeof(flags), segment + KM_TCP_FLAGS_OFFSET);
+	return flags & KM_TCP_FLAG_RST;
+}
+
 static __always_inline int on_answer(void *ctx, struct sock *sk, struct sk_buff *skb, int reason)
 {
 	struct km_tcp_open_socket *socket = find(sk);
 
+	if (is_reset(skb))
+		return 0;
 	if (socket && socket->role != KM_TCP_LISTEN)
 		return write_reset(ctx, sk, KM_TCP_SENT, reason);
 	return write_answer(ctx, skb, socket, reason);

@@ -24,9 +24,9 @@
  *	synack_timeout  TELEMETRY  tp_btf tcp_retransmit_synack
  *	                           · fentry, kprobe tcp_syn_ack_timeout
  *	reset_received  TELEMETRY  tp_btf tcp_receive_reset · fentry, kprobe tcp_reset
- *	reset_sent      TELEMETRY  tp_btf tcp_send_reset
- *	                           · fentry, kprobe tcp_send_active_reset,
- *	                             tcp_v4_send_reset and tcp_v6_send_reset
+ *	reset_sent      TELEMETRY  fentry tcp_send_active_reset, tcp_v4_send_reset and
+ *	                           tcp_v6_send_reset · tp_btf tcp_send_reset
+ *	                           · kprobe on the same functions
  *	existing        EXISTING   iter task_file · kprobe, fentry tcp4_seq_show and
  *	                           tcp6_seq_show
  *	existing_rest   EXISTING   iter tcp

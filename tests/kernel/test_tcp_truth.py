@@ -231,20 +231,10 @@ def check_resets(run: Run, found: dict[int, list[Any]], truth: dict[int, End]) -
             assert told == (["received"] if end.kind == "refused" else []), end
     stray = [item for item in of(run.records, TcpReset) if item.socket_id is None]
     mine = [item for item in stray if item.netns in run.netns.values()]
-    refused = [end for end in truth.values() if end.kind == "refused"]
-    assert {item.direction for item in mine} <= {"sent"}
+    assert {item.direction for item in mine} == {"sent"}
     assert Counter((item.local_port, item.remote_port) for item in mine) == Counter(
-        (end.remote_port, end.local_port) for end in refused if tells_stray_resets(run)
+        (end.remote_port, end.local_port) for end in truth.values() if end.kind == "refused"
     )
-
-
-def tells_stray_resets(run: Run) -> bool:
-    """
-    Whether this kernel tells of resets that answer what belongs to no socket.
-
-    The tracepoint does since 19822a980e19 (6.10), and then with a reason.
-    """
-    return any(item.reason for item in of(run.records, TcpReset) if item.direction == "sent")
 
 
 def check_counters(run: Run) -> None:
@@ -260,10 +250,7 @@ def check_counters(run: Run) -> None:
 
         assert roles["connect"] == counted["Tcp.ActiveOpens"]
         assert roles["accept"] == counted["Tcp.PassiveOpens"]
-        if tells_stray_resets(run):
-            assert len(sent) == counted["Tcp.OutRsts"]
-        else:
-            assert len(sent) <= counted["Tcp.OutRsts"]
+        assert len(sent) == counted["Tcp.OutRsts"]
         assert again + len(of(mine, TcpSynackTimeout)) == counted["Tcp.RetransSegs"]
 
 

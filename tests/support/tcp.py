@@ -22,6 +22,8 @@ __all__ = ["End", "Workload", "connect", "ends_of", "exchange"]
 
 LINGER_0 = struct.pack("ii", 1, 0)
 """``struct linger``: close(2) sends a reset."""
+RST = 4
+"""The flag of a TCP header (RFC 9293)."""
 TCP_DEFER_ACCEPT = 9
 """From <linux/tcp.h>."""
 
@@ -188,6 +190,8 @@ class Workload:
                 resets=["received"],
             )
         )
+        if family == socket.AF_INET:
+            _send_reset(near, (host, port))
         self.unanswered = (host, port), near
 
     def _start_timeouts(self, stack: ExitStack) -> None:
@@ -217,3 +221,17 @@ class Workload:
         assert select.select([self._accepts], [], [], 60)[0], "nothing came for the listener"
         self._accepts.accept()[0].close()
         time.sleep(0.3)
+
+
+def _send_reset(source: tuple[str, int], to: tuple[str, int]) -> None:
+    """
+    Send a reset that nobody waits for, which nobody may answer.
+    """
+    header = struct.pack(">HHIIBBHHH", source[1], to[1], 0, 0, 5 << 4, RST, 0, 0, 0)
+    addresses = socket.inet_aton(source[0]) + socket.inet_aton(to[0])
+    pseudo = addresses + struct.pack(">BBH", 0, socket.IPPROTO_TCP, len(header)) + header
+    total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
+    checksum = ~(total % 0xFFFF) & 0xFFFF
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.bind((source[0], 0))
+        raw.sendto(header[:16] + struct.pack(">H", checksum) + header[18:], (to[0], 0))
