@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from kprobe_modules.modules.processes import MODULE
 
+from kprobe_modules.architecture import machine_arch
 from kprobe_modules.features import Features, Support
 from kprobe_modules.libbpf import BpfObject, find
 from kprobe_modules.libbpf import map as bpf_map
 from kprobe_modules.libbpf import program as bpf_program
-from kprobe_modules.maps import collector_spec, machine_arch
 from kprobe_modules.objectfile import read
 from tests.support.requirements import needs
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 PROGRAMS = tuple(
     program for hook in MODULE.hooks for each in hook.alternatives for program in each.programs
 )
-SHOWN = 15
-"""Characters of a name that the kernel keeps."""
 
 
 @pytest.fixture(params=["x86_64", "arm64"])
@@ -44,17 +42,6 @@ def features() -> Iterator[Features]:
     found.close()
 
 
-def test_both_objects_say_the_same(spec):
-    other = read(MODULE.object_bytes("x86_64"), MODULE.name)
-
-    assert spec.messages == other.messages
-    assert spec.maps == other.maps
-    assert spec.tunables == other.tunables
-    assert [(each.name, each.section) for each in spec.programs] == [
-        (each.name, each.section) for each in other.programs
-    ]
-
-
 def test_messages(spec):
     assert {message.name: (message.id, message.layout.size) for message in spec.messages} == {
         "pid_info": (1, 64),
@@ -65,20 +52,6 @@ def test_messages(spec):
         "pid_exec": (6, 72),
     }
     assert [message.name for message in spec.messages if message.layout.tail] == ["pid_exec"]
-
-
-def test_every_program_serves_the_hook_that_the_manifest_says(spec):
-    assert sorted(PROGRAMS) == sorted(program.name for program in spec.programs)
-    for hook in MODULE.hooks:
-        for alternative in hook.alternatives:
-            program = spec.program(alternative.program)
-            assert (program.hook, program.tag) == (hook.name, hook.tag), program.name
-
-
-def test_names_stay_apart_when_the_kernel_cuts_them(spec):
-    names = [program.name[:SHOWN] for program in spec.programs]
-
-    assert len(set(names)) == len(names)
 
 
 def test_the_functions_of_the_survey_are_among_the_alternatives(spec):
@@ -92,13 +65,6 @@ def test_the_functions_of_the_survey_are_among_the_alternatives(spec):
         ("kprobe", "__set_task_comm"),
         ("kprobe", "cgroup_attach_task"),
     }
-
-
-def test_common_maps_are_as_the_collector_has_them(spec):
-    common = collector_spec()
-
-    for name in MODULE.common_maps:
-        assert spec.map(name) == common.map(name)
 
 
 @pytest.mark.parametrize("transport", ["perf", "ringbuf"])

@@ -14,10 +14,10 @@ import pytest
 from kprobe_modules.modules.tcp import MODULE
 from kprobe_modules.modules.tcp.handler import DIRECTIONS, REASONS, ROLES, SIDES
 
+from kprobe_modules.architecture import machine_arch
 from kprobe_modules.features import Features, Support
 from kprobe_modules.libbpf import BpfObject, find
 from kprobe_modules.libbpf import map as bpf_map
-from kprobe_modules.maps import collector_spec, machine_arch
 from kprobe_modules.objectfile import read
 from tests.support.requirements import needs
 
@@ -56,8 +56,6 @@ TRACEPOINTS = (
     "tcp_probe",
     "tcp_rcv_space_adjust",
 )
-SHOWN = 15
-"""Characters of a name that the kernel keeps."""
 
 
 @pytest.fixture(params=["x86_64", "arm64"])
@@ -71,17 +69,6 @@ def features() -> Iterator[Features]:
     found = Features(find())
     yield found
     found.close()
-
-
-def test_both_objects_say_the_same(spec):
-    other = read(MODULE.object_bytes("x86_64"), MODULE.name)
-
-    assert spec.messages == other.messages
-    assert spec.maps == other.maps
-    assert spec.tunables == other.tunables
-    assert [(each.name, each.section) for each in spec.programs] == [
-        (each.name, each.section) for each in other.programs
-    ]
 
 
 def test_messages(spec):
@@ -115,21 +102,6 @@ def test_the_handler_has_the_names_of_the_header(spec, message, field, prefix, n
     assert [name for name in names if name is not None] == said[-len([n for n in names if n]) :]
 
 
-def test_every_program_serves_the_hook_that_the_manifest_says(spec):
-    assert sorted(PROGRAMS) == sorted(program.name for program in spec.programs)
-    for hook in MODULE.hooks:
-        for alternative in hook.alternatives:
-            for name in alternative.programs:
-                program = spec.program(name)
-                assert (program.hook, program.tag) == (hook.name, hook.tag), name
-
-
-def test_names_stay_apart_when_the_kernel_cuts_them(spec):
-    names = [program.name[:SHOWN] for program in spec.programs]
-
-    assert len(set(names)) == len(names)
-
-
 def test_the_functions_of_the_survey_are_among_the_alternatives(spec):
     targets = {(program.kind, program.target) for program in spec.programs}
 
@@ -139,13 +111,6 @@ def test_the_functions_of_the_survey_are_among_the_alternatives(spec):
     assert ("fexit", "inet_csk_accept") in targets
     assert {("tp_btf", each) for each in TRACEPOINTS} <= targets
     assert not any(kind == "kretprobe" for kind, _ in targets)
-
-
-def test_common_maps_are_as_the_collector_has_them(spec):
-    common = collector_spec()
-
-    for name in MODULE.common_maps:
-        assert spec.map(name) == common.map(name)
 
 
 @pytest.mark.parametrize("transport", ["perf", "ringbuf"])

@@ -90,7 +90,8 @@ def test_with_it_pyelftools_is_not_loaded() -> None:
     code = """
 import sys
 from kprobe_modules import specfile
-from kprobe_modules.maps import collector_spec, machine_arch
+from kprobe_modules.architecture import machine_arch
+from kprobe_modules.maps import collector_spec
 from kprobe_modules.modules.processes import MODULE
 arch = machine_arch()
 specfile.read(MODULE.object_bytes(arch), "processes", MODULE.spec_bytes(arch)).program("start_btf")
