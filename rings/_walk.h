@@ -66,7 +66,19 @@ static __attribute__((noinline)) bool walk_tail(struct walk *walk, struct slot *
 	return true;
 }
 
-#define COUNT_LATER (-2) /* in place of a CPU */
+/* For whom a message is counted as received. */
+enum counting {
+	COUNT_RING,    /* for the CPU of its ring */
+	COUNT_MESSAGE, /* for the CPU that it names */
+	COUNT_LATER,   /* by walk_receive() */
+};
+
+INLINE enum counting counting_of(const struct ring *ring, bool merge)
+{
+	if (ring->cpu == SHARED_CPU)
+		return COUNT_MESSAGE;
+	return merge ? COUNT_RING : COUNT_LATER;
+}
 
 /*
  * What changes with each message. It is kept in registers: rows are bytes, and
@@ -102,16 +114,13 @@ INLINE bool walk_count_room(struct walk *walk, struct slot *slot, uint32_t cpu)
 	return true;
 }
 
-/*
- * Writes a message as a row; false if there is no memory for it. With COUNT_LATER
- * for a CPU the caller counts what was received.
- */
+/* Writes a message as a row; false if there is no memory for it. */
 INLINE bool hot_take(struct hot *hot, struct walk *walk, const struct table table,
-		     const uint8_t *message, uint64_t time, int64_t ring_cpu,
-		     const struct framing framing, bool merge)
+		     const uint8_t *message, uint64_t time, uint32_t cpu,
+		     const struct framing framing, bool merge, enum counting counting)
 {
 	struct slot *slot = table_find(&table, load32(message + framing.key));
-	uint32_t length = load16(message + framing.length), cpu, fixed;
+	uint32_t length = load16(message + framing.length), fixed;
 	uint8_t *row;
 
 	if (UNLIKELY(!slot)) {
@@ -120,13 +129,15 @@ INLINE bool hot_take(struct hot *hot, struct walk *walk, const struct table tabl
 	}
 	if (UNLIKELY(slot->used > slot->limit) && !walk_room(walk, slot))
 		return false;
-	cpu = UNLIKELY(ring_cpu == SHARED_CPU) ? load16(message + framing.cpu) : (uint32_t)ring_cpu;
-	if (ring_cpu != COUNT_LATER && !walk_count_room(walk, slot, cpu))
-		return false;
+	if (UNLIKELY(counting == COUNT_MESSAGE)) {
+		cpu = load16(message + framing.cpu);
+		if (!walk_count_room(walk, slot, cpu))
+			return false;
+	}
 	if (UNLIKELY(slot->ragged) && !walk_tail(walk, slot, message, length))
 		return false;
-	if (ring_cpu != COUNT_LATER)
-		slot->received.counts[cpu]++;
+	if (counting != COUNT_LATER)
+		slot->received.counts[cpu]++; /* walk_room() has made room for rings' CPUs */
 	if (merge) {
 		walk->sequence[hot->records] = slot->index;
 		if (UNLIKELY(time < hot->newest))
@@ -165,9 +176,8 @@ INLINE bool walk_release(struct walk *walk, struct ring *ring, const struct fram
 	if (!walk_affords(walk, ring->whole))
 		return false;
 	hot = hot_load(walk);
-	taken = hot_take(&hot, walk, *walk->table, ring->message, ring->time,
-			 merge || ring->cpu == SHARED_CPU ? ring->cpu : COUNT_LATER, framing,
-			 merge);
+	taken = hot_take(&hot, walk, *walk->table, ring->message, ring->time, (uint32_t)ring->cpu,
+			 framing, merge, counting_of(ring, merge));
 	if (taken) {
 		hot.taken += ring->whole;
 		ring_step(ring, framing);
@@ -192,13 +202,18 @@ struct straight {
 	uint64_t time;
 };
 
-INLINE struct straight straight_load(const struct ring *ring)
+/* At most `most` bytes of it, which is no less than the first record has. */
+INLINE struct straight straight_load(const struct ring *ring, uint64_t most)
 {
 	const uint8_t *edge = ring->data + ring->size - SLACK;
 	uint64_t at = ring->position & (ring->size - 1), left = ring->end - ring->position;
 	const uint8_t *end = left < ring->size - at ? ring->data + at + left : edge;
 
-	return (struct straight){ ring->data + at, end < edge ? end : edge, ring->time };
+	if (edge < end)
+		end = edge;
+	if (most < (uint64_t)(end - (ring->data + at)))
+		end = ring->data + at + most;
+	return (struct straight){ ring->data + at, end, ring->time };
 }
 
 INLINE void straight_store(const struct straight *from, struct ring *ring,
@@ -238,19 +253,18 @@ INLINE bool straight_one(struct walk *walk, struct ring *ring, const struct fram
 {
 	const struct table table = *walk->table;
 	const uint64_t until = walk->until;
-	const int64_t cpu = merge || ring->cpu == SHARED_CPU ? ring->cpu : COUNT_LATER;
-	struct straight head = straight_load(ring);
+	const enum counting counting = counting_of(ring, merge);
+	const uint32_t cpu = (uint32_t)ring->cpu;
+	/* What the budget does not allow is not straight. */
+	struct straight head = straight_load(ring, walk->budget - walk->taken);
 	struct hot hot = hot_load(walk);
 	bool taken;
 
-	/* What the budget does not allow is not straight. */
-	if (walk->budget - walk->taken < (uint64_t)(head.stop - head.record))
-		head.stop = head.record + (walk->budget - walk->taken);
 	do {
 		uint32_t whole = load16(head.record + 6);
 
 		taken = head.time <= until && hot_take(&hot, walk, table, head.record + PERF_RAW,
-						       head.time, cpu, framing, merge);
+						       head.time, cpu, framing, merge, counting);
 		if (!taken)
 			break;
 		hot.taken += whole;
@@ -276,55 +290,86 @@ INLINE uint64_t chosen(uint64_t mask, uint64_t a, uint64_t b)
 	return a ^ ((a ^ b) & mask);
 }
 
+/* The head of a ring in the loop over two, and where the one behind it is. */
+struct head {
+	uint64_t record;
+	uint64_t next;
+	uint64_t time;
+};
+
+INLINE struct head head_of(const struct straight *straight, uint32_t whole)
+{
+	uint64_t record = (uintptr_t)straight->record;
+
+	return (struct head){ record, record + whole, straight->time };
+}
+
+/* Changes two heads over if the mask is all ones. */
+INLINE void heads_swap(struct head *a, struct head *b, uint64_t mask)
+{
+	uint64_t record = (a->record ^ b->record) & mask, next = (a->next ^ b->next) & mask,
+		 time = (a->time ^ b->time) & mask;
+
+	*a = (struct head){ a->record ^ record, a->next ^ next, a->time ^ time };
+	*b = (struct head){ b->record ^ record, b->next ^ next, b->time ^ time };
+}
+
 /*
- * Releases what two rings have, as long as both are straight. A branch on which
- * is first would be mispredicted every other time; arithmetic never is.
+ * Releases what two rings have, as long as both are straight; `a` is of the lower rank.
+ * A branch on which is first would be mispredicted every other time; arithmetic never
+ * is. What is left of the budget is shared out, so that no message needs a look at it.
  */
 INLINE bool straight_two(struct walk *walk, struct ring *ring_a, struct ring *ring_b,
 			 const struct framing framing)
 {
 	const struct table table = *walk->table;
-	const uint64_t until = walk->until, budget = walk->budget;
-	struct straight a = straight_load(ring_a), b = straight_load(ring_b);
-	uint64_t at_a = (uintptr_t)a.record, at_b = (uintptr_t)b.record;
-	uint64_t time_a = a.time, time_b = b.time, whole_a = ring_a->whole, whole_b = ring_b->whole;
+	const uint64_t until = walk->until, share = (walk->budget - walk->taken) / 2;
+	struct straight a = straight_load(ring_a, share), b = straight_load(ring_b, share);
+	const uint64_t from = (uintptr_t)a.record + (uintptr_t)b.record;
+	struct head first = head_of(&a, ring_a->whole), other = head_of(&b, ring_b->whole);
+	uint64_t second = -(uint64_t)(other.time < first.time); /* `b` is the first one */
 	struct hot hot = hot_load(walk);
 	bool taken;
 
+	heads_swap(&first, &other, second);
 	for (;;) {
-		uint64_t second = -(uint64_t)(time_b < time_a);
-		const uint8_t *record = (const uint8_t *)(uintptr_t)chosen(second, at_a, at_b);
-		const uint8_t *stop = (const uint8_t *)(uintptr_t)chosen(second, (uintptr_t)a.stop,
-									 (uintptr_t)b.stop);
-		uint64_t time = chosen(second, time_a, time_b),
-			 whole = chosen(second, whole_a, whole_b);
-		int32_t cpu = (int32_t)chosen(second, (uint32_t)ring_a->cpu, (uint32_t)ring_b->cpu);
+		const uint8_t *record = (const uint8_t *)(uintptr_t)first.record;
+		uint64_t swap, stop = chosen(second, (uintptr_t)a.stop, (uintptr_t)b.stop);
 
-		taken = time <= until;
-		if (UNLIKELY(!taken || hot.taken + whole > budget))
-			break; /* the budget: for walk_release() to judge */
-		taken = hot_take(&hot, walk, table, record + PERF_RAW, time, cpu, framing, true);
+		taken = first.time <= until &&
+			hot_take(&hot, walk, table, record + PERF_RAW, first.time,
+				 (uint32_t)chosen(second, (uint32_t)ring_a->cpu,
+						  (uint32_t)ring_b->cpu),
+				 framing, true, COUNT_RING);
 		if (UNLIKELY(!taken))
 			break;
-		hot.taken += whole;
-		record += whole;
-		time = load64(record + PERF_RAW + framing.time);
-		whole = load16(record + 6);
-		at_a = chosen(second, (uintptr_t)record, at_a);
-		at_b = chosen(second, at_b, (uintptr_t)record);
-		time_a = chosen(second, time, time_a);
-		time_b = chosen(second, time_b, time);
-		whole_a = chosen(second, whole, whole_a);
-		whole_b = chosen(second, whole_b, whole);
-		if (UNLIKELY(!straight_holds(record, stop, framing)))
+		record = (const uint8_t *)(uintptr_t)first.next;
+		first = (struct head){ first.next, first.next + load16(record + 6),
+				       load64(record + PERF_RAW + framing.time) };
+		if (UNLIKELY(!straight_holds(record, (const uint8_t *)(uintptr_t)stop, framing)))
 			break;
+		swap = -(uint64_t)((other.time < first.time) |
+				   ((other.time == first.time) & (second & 1)));
+		heads_swap(&first, &other, swap);
+		second ^= swap;
 	}
+	heads_swap(&first, &other, second);
+	a.record = (const uint8_t *)(uintptr_t)first.record;
+	b.record = (const uint8_t *)(uintptr_t)other.record;
+	hot.taken += first.record + other.record - from;
 	hot_store(walk, hot);
-	a.record = (const uint8_t *)(uintptr_t)at_a;
-	b.record = (const uint8_t *)(uintptr_t)at_b;
 	straight_store(&a, ring_a, framing);
 	straight_store(&b, ring_b, framing);
 	return taken;
+}
+
+/* Whether both heads may be released in the fast loop, whichever comes first. */
+INLINE bool two_are_straight(const struct walk *walk, const struct ring *a, const struct ring *b)
+{
+	const uint64_t share = (walk->budget - walk->taken) / 2;
+
+	return ring_is_straight(walk, a) && ring_is_straight(walk, b) && a->whole <= share &&
+	       b->whole <= share && a->cpu != SHARED_CPU && b->cpu != SHARED_CPU;
 }
 
 INLINE void walk_two(struct walk *walk, struct ring *a, struct ring *b,
@@ -335,9 +380,8 @@ INLINE void walk_two(struct walk *walk, struct ring *a, struct ring *b,
 
 		if (first->time > walk->until)
 			return;
-		if (!(ring_is_straight(walk, a) && ring_is_straight(walk, b)
-			      ? straight_two(walk, a, b, framing)
-			      : walk_release(walk, first, framing, true)))
+		if (!(two_are_straight(walk, a, b) ? straight_two(walk, a, b, framing)
+						   : walk_release(walk, first, framing, true)))
 			return;
 	}
 	walk_one(walk, a->alive ? a : b, framing, true);
