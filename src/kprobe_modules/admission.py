@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kprobe_modules.libbpf import Library
     from kprobe_modules.manifest import Manifest
     from kprobe_modules.resources import Offers, Sources
+    from kprobe_modules.sharing import SharedMaps
     from kprobe_modules.spec import ObjectSpec
     from kprobe_modules.stacks import ObservedResolver, Resolver
 
@@ -51,6 +52,7 @@ class Admission:
     """
 
     intake: Intake
+    shared: SharedMaps
     library: Library
     dispatcher: Dispatcher
     offers: Offers
@@ -119,6 +121,7 @@ class Admission:
                 spec=spec,
                 data=data,
                 common=self.intake.common,
+                shared=self.shared,
                 library=self.library,
                 features=features,
                 constants={**self._constants(spec, module_id), **tunables},

@@ -115,6 +115,7 @@ class Collector:
             library,
             clock,
             faults=self._faults,
+            installed=self._registry.find,
             chosen=chosen or {},
             proc_root=proc_root,
             journal=self._journal,

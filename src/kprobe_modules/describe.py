@@ -33,7 +33,9 @@ def as_dict(spec: ObjectSpec, manifest: Manifest | None = None) -> dict[str, Any
     Keys: ``module``, ``version``, ``summary``, ``arch``, ``license``, ``hooks``
     (in the manifest's order, each with ordered ``alternatives``; one of kind
     ``source`` is read by the handler), ``programs`` (those that serve no hook),
-    ``messages``, ``codes`` (of logs), ``maps``, ``tunables``.  Offsets and sizes are bytes.
+    ``messages``, ``codes`` (of logs), ``maps`` (each with its ``owner``: ``collector``,
+    ``module``, or the name of the module that exports it), ``tunables``.  Offsets and
+    sizes are bytes.
 
     Raises:
         ObjectError: the manifest names a program that the object lacks.
@@ -48,7 +50,7 @@ def as_dict(spec: ObjectSpec, manifest: Manifest | None = None) -> dict[str, Any
         "programs": [_program(each) for each in spec.programs if each.hook is None],
         "messages": [_message(each) for each in spec.messages],
         "codes": [_code(each) for each in spec.codes],
-        "maps": [_map(each) for each in spec.maps],
+        "maps": [_map(each, manifest) for each in spec.maps],
         "tunables": [_tunable(each) for each in spec.tunables],
     }
 
@@ -239,10 +241,12 @@ def _code_lines(codes: Iterable[dict[str, Any]]) -> list[str]:
     return _columns([(str(code["id"]), _logged(code)) for code in codes], "  ")
 
 
-def _map(each: MapSpec) -> dict[str, Any]:
+def _map(each: MapSpec, manifest: Manifest | None) -> dict[str, Any]:
+    owner = "collector" if each.name in COMMON_MAPS else "module"
     return {
         "name": each.name,
-        "owner": "collector" if each.name in COMMON_MAPS else "module",
+        "owner": manifest.imports.get(each.name, owner) if manifest else owner,
+        "exported": bool(manifest and each.name in manifest.exports),
         "type": each.type_name,
         "key": str(each.key) if each.key else None,
         "key_size": each.key_size,
@@ -320,7 +324,7 @@ def _map_lines(maps: Iterable[dict[str, Any]]) -> list[str]:
     rows = [
         (
             each["name"],
-            each["owner"],
+            each["owner"] + (", exported" if each["exported"] else ""),
             each["type"],
             f"{each['key'] or each['key_size']} -> {each['value'] or each['value_size']}",
             f"{each['max_entries']} entries" if each["max_entries"] else "",

@@ -17,7 +17,12 @@ import attrs
 
 from kprobe_modules.admission import Admission
 from kprobe_modules.dispatch import Dispatcher
-from kprobe_modules.errors import KprobeModulesError, ModuleStateError, RingError
+from kprobe_modules.errors import (
+    IncompatibleMapError,
+    KprobeModulesError,
+    ModuleStateError,
+    RingError,
+)
 from kprobe_modules.features import Features
 from kprobe_modules.hooks import choose
 from kprobe_modules.intake import SLACK_NS, Intake
@@ -25,6 +30,7 @@ from kprobe_modules.libbpf.rcu import wait_for_programs
 from kprobe_modules.loader import kernel_module_loaded
 from kprobe_modules.records import Lost, Suppressed
 from kprobe_modules.resources import Offers, Sources
+from kprobe_modules.sharing import SharedMaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,6 +72,7 @@ class Ensemble:
         library: the libbpf to load with.
         clock: for what is told in time since the epoch.
         faults: counts what goes wrong.
+        installed: gives the manifest of a module that could be attached, or None.
         chosen: the user's choices of alternatives, ``module.hook`` to what is wanted.
         proc_root: where procfs is mounted, for handlers.
         journal: is told what handlers are given.
@@ -84,6 +91,7 @@ class Ensemble:
         clock: Clock,
         *,
         faults: Faults,
+        installed: Callable[[str], Manifest | None],
         chosen: Mapping[str, str],
         proc_root: Path,
         journal: Journal,
@@ -98,10 +106,12 @@ class Ensemble:
         self._sources = Sources(intake.watch, intake.unwatch)
         self.dispatcher = Dispatcher(faults, intake.now)
         self.offers = Offers()
+        self._shared = SharedMaps(installed)
         self.attached: dict[str, AttachedModule] = {}
         self.departed: dict[str, dict[str, Any]] = {}
         self._admission = Admission(
             intake,
+            self._shared,
             library,
             self.dispatcher,
             self.offers,
@@ -181,6 +191,8 @@ class Ensemble:
                 self._admission.bring_up, manifest, tunables, self._new_id(), self._features, undo
             )
             attached = self._journal.join(name, bring_up)
+            undo.callback(self._shared.leave, name)
+            into += self._share(attached)
             self.attached[name] = attached
             undo.pop_all()
         try:
@@ -194,6 +206,17 @@ class Ensemble:
         self._journal.note("admitted", name)
         self.departed.pop(name, None)
         return attached
+
+    def _share(self, attached: AttachedModule) -> list[Record]:
+        """
+        Keep a module's maps for others, and tell of those who cannot use them after all.
+        """
+        loaded = attached.loaded
+        estranged = self._shared.join(attached.manifest, loaded.plan.spec, loaded.map_fd)
+        records: list[Record] = []
+        for name, found in estranged.items():
+            records += self._faults.failed(name, "imports", IncompatibleMapError(name, found))
+        return self._journal.told(records)
 
     def _new_id(self) -> int:
         taken = {item.binding.module_id for item in self.attached.values()}
@@ -230,6 +253,7 @@ class Ensemble:
         records: list[Record] = []
         with ExitStack() as stack:
             stack.callback(self._intake.leave_channel, attached.binding.module_id)
+            stack.callback(self._shared.leave, name)
             for common in attached.manifest.fills:
                 stack.callback(self._intake.common.clear, common)
             stack.callback(self.offers.withdraw, name)

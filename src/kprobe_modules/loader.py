@@ -23,6 +23,7 @@ from kprobe_modules.architecture import machine_arch
 from kprobe_modules.errors import (
     AttachError,
     ConfigError,
+    IncompatibleMapError,
     LoadError,
     ObjectError,
     PrivilegeError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from kprobe_modules.libbpf import BpfProgram, Library, Link
     from kprobe_modules.manifest import Alternative, Manifest
     from kprobe_modules.maps import CommonMaps
+    from kprobe_modules.sharing import SharedMaps
     from kprobe_modules.spec import ObjectSpec, ProgramSpec, Tunable
 
 __all__ = [
@@ -88,6 +90,7 @@ class Plan:
     spec: ObjectSpec
     data: bytes
     common: CommonMaps
+    shared: SharedMaps
     library: Library
     features: Features
     constants: Mapping[str, int]
@@ -106,7 +109,7 @@ class Plan:
 
 def check(plan: Plan) -> tuple[str, ...]:
     """
-    Step 1: compare the object with the machine, its manifest, and the common maps.
+    Step 1: compare the object with the machine, its manifest, and the maps of others.
 
     Returns:
         The common maps that the object wants.
@@ -114,19 +117,26 @@ def check(plan: Plan) -> tuple[str, ...]:
     Raises:
         ObjectError: when it was built for another architecture.
         ManifestError: when manifest and object disagree about hooks.
-        IncompatibleMapError: when a common map is declared otherwise than ours.
+        IncompatibleMapError: when a common map is declared otherwise than ours, or an
+            imported one otherwise than by its exporter.
     """
     check_arch(plan.spec, machine_arch())
     hooks.check_hooks(plan.manifest, plan.spec)
-    return plan.common.check(plan.manifest.name, plan.spec, plan.manifest.common_maps)
+    problems = plan.common.differences(plan.spec, plan.manifest.common_maps)
+    problems += plan.shared.differences(plan.manifest, plan.spec)
+    if problems:
+        raise IncompatibleMapError(plan.manifest.name, problems)
+    return plan.common.declared(plan.spec)
 
 
 def inject(plan: Plan, target: BpfObject, names: Iterable[str]) -> None:
     """
-    Step 2: put the common maps in the place of the object's own.
+    Step 2: put the common maps, and those that others share, in the place of the object's own.
     """
     for name in names:
         target.maps[name].reuse_fd(plan.common.fd(name))
+    for name, fd in plan.shared.fds(plan.manifest, plan.spec).items():
+        target.maps[name].reuse_fd(fd)
 
 
 def check_tunables(module: str, spec: ObjectSpec, tunables: Mapping[str, int]) -> None:
@@ -272,7 +282,7 @@ class LoadedModule:
     """
     A module's object in the kernel, with its links.
 
-    Owns every descriptor of the module but the common maps'.
+    Owns every descriptor of the module but those of the maps it has from others.
     """
 
     def __init__(self, plan: Plan, target: BpfObject, choices: tuple[Choice, ...]) -> None:
@@ -299,13 +309,13 @@ class LoadedModule:
 
     def own_maps(self) -> dict[str, int]:
         """
-        Return the descriptors of the maps that are the module's alone, by name.
+        Return the descriptors of the module's maps, by name: no common and no imported ones.
         """
-        common = self.plan.common.names
+        others = self.plan.common.names | self.plan.manifest.imports.keys()
         return {
             name: item.fd
             for name, item in self._objects[0].maps.items()
-            if name not in common and item.autocreate
+            if name not in others and item.autocreate
         }
 
     def loaded_programs(self) -> dict[str, int]:
@@ -411,6 +421,7 @@ class LoadedModule:
         self.unlink()
         self._stack.close()
         self.plan.common.empty_slots(self.plan.manifest.name)
+        self.plan.shared.empty(self.plan.manifest.name)
 
 
 def attach(module: LoadedModule) -> None:

@@ -115,6 +115,10 @@ def _hooks(given: Iterable[Hook]) -> tuple[Hook, ...]:
     return tuple(given)
 
 
+def _imports(given: Mapping[str, str]) -> Mapping[str, str]:
+    return dict(given)
+
+
 def _records(given: Iterable[type[Record]]) -> tuple[type[Record], ...]:
     return tuple(given)
 
@@ -141,6 +145,16 @@ class Manifest(ByFields):
 
     fills: tuple[str, ...] = attrs.field(default=(), converter=_names)
     """Common maps whose entries are this module's: emptied when it leaves."""
+
+    exports: tuple[str, ...] = attrs.field(default=(), converter=_names)
+    """Hash or array maps of the object that other modules may import.  Their shape is
+    this module's to decide, and so are their entries: they are emptied when it leaves
+    while importers stay."""
+
+    imports: Mapping[str, str] = attrs.field(factory=dict, converter=_imports)
+    """Map name to the module that exports it.  The object declares the map as the
+    exporter does, to the last field; both then use one map in the kernel, whichever
+    comes first.  Without the exporter it is there, and empty."""
 
     tail_calls: Mapping[str, str] = attrs.field(factory=dict)
     """Slot name to the program that serves it.  A caller, of any module, reads the
@@ -172,6 +186,19 @@ class Manifest(ByFields):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             msg = f"{self.name}: hooks named twice: {', '.join(twice)}"
+            raise ManifestError(msg)
+
+    @imports.validator
+    def _check_imports(
+        self, _attribute: attrs.Attribute[Mapping[str, str]], value: Mapping[str, str]
+    ) -> None:
+        wrong = sorted(
+            name
+            for name, exporter in value.items()
+            if exporter == self.name or name in self.exports or name in self.common_maps
+        )
+        if wrong:
+            msg = f"{self.name}: imports what is its own or common: {', '.join(wrong)}"
             raise ManifestError(msg)
 
     def hook(self, name: str) -> Hook:

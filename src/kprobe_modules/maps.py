@@ -11,11 +11,11 @@ wants through the same header, and is given ours in their place.  libbpf's
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from kprobe_modules import specfile
 from kprobe_modules.architecture import machine_arch
-from kprobe_modules.errors import IncompatibleMapError, ModuleStateError
+from kprobe_modules.errors import ModuleStateError
 from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.libbpf import map as bpf_map
 
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from kprobe_modules.libbpf import Library
     from kprobe_modules.spec import MapSpec, ObjectSpec
 
-__all__ = ["FENCE", "MAP_TYPE_RINGBUF", "CommonMaps", "collector_spec", "machine_arch"]
+__all__ = [
+    "COMPARED",
+    "FENCE",
+    "MAP_TYPE_RINGBUF",
+    "CommonMaps",
+    "collector_spec",
+    "machine_arch",
+    "map_differences",
+]
 
 FENCE = "km_fence"
 """The program that is run on a CPU to know that nothing older will come from it."""
@@ -48,23 +56,35 @@ def collector_spec() -> ObjectSpec:
     return specfile.read(data, "collector", _collector_file("spec.json"))
 
 
-def _map_differences(name: str, theirs: MapSpec, ours: MapSpec) -> list[str]:
+COMPARED: Final = ("type_name", "key_size", "value_size", "flags")
+
+
+def map_differences(
+    label: str, theirs: MapSpec, ours: MapSpec, owner: str, compared: Iterable[str] = COMPARED
+) -> list[str]:
     """
-    Name everything in which a module's declaration differs from the collector's.
+    Name everything in which one declaration of a map differs from its owner's.
+
+    Args:
+        label: what the map is called, at the beginning of each sentence.
+        theirs: what was found.
+        ours: what was expected.
+        owner: whose declaration that is.
+        compared: attributes that must be equal, besides the types of key and value.
     """
     different = [
-        f"common map {name}: {what.replace('_', ' ')} is {getattr(theirs, what)}, "
-        f"the collector has {getattr(ours, what)}"
-        for what in ("type_name", "key_size", "value_size", "flags")
+        f"{label}: {what.replace('_', ' ')} is {getattr(theirs, what)}, "
+        f"{owner} has {getattr(ours, what)}"
+        for what in compared
         if getattr(theirs, what) != getattr(ours, what)
     ]
     for what in ("key", "value"):
         their_shape, our_shape = getattr(theirs, what), getattr(ours, what)
         if their_shape is not None and our_shape is not None:
             found = their_shape.differences(our_shape, what)
-            different += [f"common map {name}: {difference}" for difference in found]
+            different += [f"{label}: {difference}" for difference in found]
         elif their_shape != our_shape:
-            different.append(f"common map {name}: {what} is {their_shape}, not {our_shape}")
+            different.append(f"{label}: {what} is {their_shape}, not {our_shape}")
     return different
 
 
@@ -141,15 +161,22 @@ class CommonMaps:
         """
         return {spec.name: self.fd(spec.name) for spec in self.spec.maps}
 
-    def check(self, module: str, spec: ObjectSpec, expected: Iterable[str]) -> tuple[str, ...]:
+    def declared(self, spec: ObjectSpec) -> tuple[str, ...]:
+        """
+        Return the names of the common maps that a module's object declares.
+        """
+        return tuple(sorted({item.name for item in spec.maps} & self.names))
+
+    def differences(self, spec: ObjectSpec, expected: Iterable[str]) -> list[str]:
         """
         Compare the common maps of a module's object with ours.
 
-        Returns:
-            The names of the common maps that the object declares.
+        Args:
+            spec: the object.
+            expected: what its manifest lists.
 
-        Raises:
-            IncompatibleMapError: with every difference, when there is one.
+        Returns:
+            A sentence for each difference.
         """
         ours = {item.name: item for item in self.spec.maps}
         theirs = {item.name: item for item in spec.maps if item.name in ours}
@@ -163,18 +190,16 @@ class CommonMaps:
             for name in sorted(theirs.keys() - expected)
         ]
         for name in sorted(theirs.keys() & expected):
-            problems += _map_differences(name, theirs[name], ours[name])
-        if problems:
-            raise IncompatibleMapError(module, problems)
-        return tuple(sorted(theirs))
+            problems += map_differences(
+                f"common map {name}", theirs[name], ours[name], "the collector"
+            )
+        return problems
 
     def clear(self, name: str) -> None:
         """
         Delete all entries of a common hash map.
         """
-        fd = self.fd(name)
-        for key in list(bpf_map.keys(fd)):
-            bpf_map.delete(fd, key)
+        bpf_map.clear(self.fd(name))
 
     def slot(self, name: str) -> int:
         """

@@ -76,6 +76,15 @@ class Registry:
             raise RegistryError(msg)
         return points[0]
 
+    def find(self, name: str) -> Manifest | None:
+        """
+        Return the manifest of a module that can be enabled, or None.
+        """
+        try:
+            return self.load(name)
+        except RegistryError:
+            return None
+
     def load(self, name: str) -> Manifest:
         """
         Import a module and return its manifest.

@@ -109,3 +109,18 @@ def test_other_descriptors_are_refused(library):
         ):
             with pytest.raises(KernelError, match="descriptor"):
                 use(other.fileno())
+
+
+def test_clearing(maps):
+    """
+    Entries of a hash are deleted, those of an array become zero, on every CPU.
+    """
+    shared, percpu = maps.maps["shared"].fd, maps.maps["percpu"].fd
+    for number in range(4):
+        bpf_map.update(shared, u32(number), u64(number + 1))
+    bpf_map.update(percpu, u32(1), u64(7) * possible_cpus())
+    assert any(map(any, bpf_map.lookup_percpu(percpu, u32(1), 4)))
+    for fd in (shared, percpu):
+        bpf_map.clear(fd)
+    assert list(bpf_map.keys(shared)) == []
+    assert not any(map(any, bpf_map.lookup_percpu(percpu, u32(1), 4)))

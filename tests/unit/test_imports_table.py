@@ -41,7 +41,7 @@ TABLE = {
     "features headstart hooks journal libbpf maps metrics objectfile records registry sinks "
     "transport",
     "doctor": "architecture capabilities config errors features hooks libbpf manifest maps "
-    "objectfile registry rings spec transport",
+    "objectfile registry rings sharing spec transport",
     "config": "byfields errors",
     "describe": "codes errors layout manifest objectfile spec",
     # the public surface: for agents, and for modules
@@ -54,9 +54,9 @@ TABLE = {
     "collector": "attached clock delivery dispatch ensemble errors headstart intake journal libbpf "
     "manifest records registry subscriptions transport",
     "ensemble": "admission attached clock dispatch errors features headstart hooks intake journal "
-    "libbpf loader manifest metrics records resources rings stacks",
+    "libbpf loader manifest metrics records resources rings sharing stacks",
     "admission": "architecture attached dispatch features handler headstart intake journal libbpf "
-    "loader manifest maps resources spec specfile stacks",
+    "loader manifest maps resources sharing spec specfile stacks",
     "metrics": "errors libbpf records",
     "journal": "attached dispatch handler records",
     "delivery": "dispatch records subscriptions",
@@ -69,8 +69,9 @@ TABLE = {
     "diagnostics": "decode errors records spec stacks",
     "stacks": "errors",
     "headstart": "architecture kernelbtf libbpf manifest",
-    "loader": "architecture errors features hooks libbpf manifest maps spec tunable",
+    "loader": "architecture errors features hooks libbpf manifest maps sharing spec tunable",
     "transport": "byfields errors libbpf rings",
+    "sharing": "architecture errors libbpf manifest maps spec specfile",
     "losses": "byfields libbpf spec",
     "maps": "architecture errors libbpf spec specfile",
     "hooks": "errors features manifest spec",

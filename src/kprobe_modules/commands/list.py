@@ -59,7 +59,11 @@ def _entry(
         found = prospect(name, registry, features, host, chosen)
     except KprobeModulesError as error:
         return entry | {"error": str(error)}
-    return entry | {"hooks": [_hook(choice, found, features) for choice in found.choices]}
+    return entry | {
+        "hooks": [_hook(choice, found, features) for choice in found.choices],
+        "exports": list(manifest.exports),
+        "imports": dict(manifest.imports),
+    }
 
 
 def _hook(choice: Choice, found: Prospect, features: Features) -> dict[str, Any]:
@@ -92,6 +96,9 @@ def _text(entry: dict[str, Any]) -> str:
             lines.append(f"{'':27}cannot fill {', '.join(hook['fields_missing'])}")
         if hook["live"] is None:
             lines += [f"{'':27}{name}: {reason}" for name, reason in hook["rejected"].items()]
+    lines += [f"  exports   {name}" for name in entry.get("exports", ())]
+    imports = entry.get("imports", {})
+    lines += [f"  imports   {name} of {module}" for name, module in imports.items()]
     return "\n".join(map(readable, lines))
 
 

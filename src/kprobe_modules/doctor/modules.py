@@ -168,7 +168,30 @@ def examine_module(
     )
     findings = [ok(label, f"{found.manifest.version} of {_distribution(registry, name)}")]
     findings += [_hook(found, choice, features, host) for choice in found.choices]
+    findings += _imports(found, registry)
     return Examined(name, kinds, tuple(findings))
+
+
+def _imports(found: Prospect, registry: Registry) -> Iterator[Finding]:
+    """
+    Say whose maps a module imports, and whether it can.
+    """
+    from kprobe_modules.sharing import SharedMaps
+
+    name = found.manifest.name
+    problems = SharedMaps(registry.find).differences(found.manifest, found.spec)
+    if problems:
+        remedy = f"reinstall {_distribution(registry, name)}"
+        yield fail(f"maps.{name}", "; ".join(problems), remedy)
+        return
+    for imported, exporter in found.manifest.imports.items():
+        label = f"map.{name}.{imported}"
+        if registry.find(exporter) is None:
+            yield warn(label, f"empty: module {exporter}, which exports it, is not installed")
+        else:
+            yield ok(label, f"of module {exporter}")
+    for exported in found.manifest.exports:
+        yield ok(f"map.{name}.{exported}", "exported")
 
 
 def _distribution(registry: Registry, name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import sys
 from typing import TYPE_CHECKING
 
 import attrs
@@ -29,6 +30,7 @@ __all__ = [
     "EXISTS",
     "NEW",
     "MapInfo",
+    "clear",
     "count",
     "delete",
     "info",
@@ -277,6 +279,23 @@ def count(fd: int, *, library: Library | None = None) -> int | None:
             return found
         token.value = following.value
         before = ctypes.byref(token)
+
+
+def clear(fd: int, *, library: Library | None = None) -> None:
+    """
+    Delete all entries of a map; those of an array become zero.
+    """
+    about = info(fd, library=library)
+    if about.type not in structs.ARRAY_MAP_TYPES:
+        # All at first: a walk begins again where the key it stands on is deleted.
+        for key in list(keys(fd, library=library)):
+            delete(fd, key, library=library)
+        return
+    size = about.value_size
+    if about.percpu:
+        size = ((size + 7) & ~7) * possible_cpus(library=library)
+    for index in range(about.max_entries):
+        update(fd, index.to_bytes(4, sys.byteorder), bytes(size), library=library)
 
 
 def items(fd: int, *, library: Library | None = None) -> Iterator[tuple[bytes, bytes]]:
