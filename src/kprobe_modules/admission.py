@@ -71,6 +71,7 @@ class Admission:
         tunables: Mapping[str, int | bool],
         module_id: int,
         features: Features,
+        called: Mapping[str, str],
         undo: ExitStack,
     ) -> AttachedModule:
         """
@@ -81,6 +82,7 @@ class Admission:
             tunables: what the user sets.
             module_id: what its messages bear; of no other module that is attached.
             features: of the running kernel.
+            called: slots that other modules call, each with the module.
             undo: gets what is to be done if a later step fails.
 
         Raises:
@@ -125,6 +127,7 @@ class Admission:
                 library=self.library,
                 features=features,
                 constants={**self._constants(spec, module_id), **tunables},
+                called=called,
                 chosen=self._choices_of(name),
                 open_source=lambda source: self.sources.open(name, bind().handler, source),
                 while_loading=manifest.handler_class,

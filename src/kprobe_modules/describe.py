@@ -152,11 +152,14 @@ def _alternative(spec: ObjectSpec, alternative: Alternative) -> dict[str, Any]:
         if alternative.program
         else {"name": alternative.source, "kind": "source", "target": "", "attach": "the handler"}
     )
+    if alternative.slot:
+        own["attach"] = f"slot/{alternative.slot}"
     return {
         **own,
         "companions": [_program(spec.program(name)) for name in alternative.companions],
         "fields_missing": list(alternative.fields_missing),
         "note": alternative.note,
+        "calls": list(alternative.calls),
     }
 
 
@@ -174,7 +177,7 @@ def _tagged_hooks(spec: ObjectSpec) -> list[dict[str, Any]]:
             "awaits": None,
             "fields_missing": [],
             "alternatives": [
-                {**_program(each), "companions": [], "fields_missing": [], "note": ""}
+                {**_program(each), "companions": [], "fields_missing": [], "note": "", "calls": []}
                 for each in spec.programs
                 if (each.hook, each.tag) == (name, tag)
             ],
@@ -296,6 +299,7 @@ def _hook_lines(hooks: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield "  " + " ".join(word for word in words if word) + notices + awaits
         for place, each in enumerate(hook["alternatives"], 1):
             names = [f"{each['attach']} ({each['name']})"]
+            names += [f"calling slot/{slot}" for slot in each["calls"]]
             names += [f"with {more['attach']} ({more['name']})" for more in each["companions"]]
             yield f"    {place}. {' '.join(names)}" + (f" - {each['note']}" if each["note"] else "")
             if each["fields_missing"]:

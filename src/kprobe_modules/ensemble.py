@@ -31,6 +31,7 @@ from kprobe_modules.loader import kernel_module_loaded
 from kprobe_modules.records import Lost, Suppressed
 from kprobe_modules.resources import Offers, Sources
 from kprobe_modules.sharing import SharedMaps
+from kprobe_modules.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,6 +110,7 @@ class Ensemble:
         self._shared = SharedMaps(installed)
         self.attached: dict[str, AttachedModule] = {}
         self.departed: dict[str, dict[str, Any]] = {}
+        self._slots = Slots(self.attached, lambda: self._features, faults, journal)
         self._admission = Admission(
             intake,
             self._shared,
@@ -188,7 +190,13 @@ class Ensemble:
         self._faults.forget(name)
         with ExitStack() as undo:
             bring_up = partial(
-                self._admission.bring_up, manifest, tunables, self._new_id(), self._features, undo
+                self._admission.bring_up,
+                manifest,
+                tunables,
+                self._new_id(),
+                self._features,
+                self._slots.called(),
+                undo,
             )
             attached = self._journal.join(name, bring_up)
             undo.callback(self._shared.leave, name)
@@ -196,9 +204,11 @@ class Ensemble:
             self.attached[name] = attached
             undo.pop_all()
         try:
+            into += self._slots.rearrange()
             self._journal.carry("attached", name, partial(_begin, attached))
             self.scan(attached, resync=False, into=into)
         except BaseException:
+            into += self._slots.rearrange(leaving=name)
             self._drop(name)
             self.departed.pop(name, None)
             self._journal.note("refused", name)
@@ -235,6 +245,7 @@ class Ensemble:
         attached = self.require(name)
         records: list[Record] = []
         try:
+            records += self._slots.rearrange(leaving=name)
             attached.loaded.unlink()
             # Where the kernel does not let us wait, the fence finds every CPU
             # outside of the programs that do not sleep.
@@ -487,6 +498,7 @@ class Ensemble:
         for choice in choose(plan.manifest, plan.spec, self._features, chosen=plan.chosen):
             if choice.hook.name in arrived:
                 records += self._supplement(attached, choice)
+        records += self._slots.rearrange()
         attached.note_live()
         self._journal.note("live", attached.binding.name, live=dict(attached.live))
         return records
@@ -496,7 +508,7 @@ class Ensemble:
             attached.loaded.settle(choice)
             return []
         try:
-            attached.loaded.supplement(choice)
+            attached.loaded.adopt(choice).close()
         except (KprobeModulesError, OSError) as error:
             # Settled all the same: it is not tried again every second.
             refusal = (choice.alternative.name, str(error))

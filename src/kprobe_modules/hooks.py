@@ -5,6 +5,9 @@ Choosing, for each thing a module must notice, the first way this kernel has.
 Hooks are data: a manifest lists alternatives in order of preference, the object
 says where each program attaches, and `features` probes the running kernel by
 shape.  Nothing is loaded here, so that listings can tell what would be live.
+
+An alternative that serves a tail-call slot works while another one that is live calls
+the slot, so `settle` chooses for all modules at once.
 """
 
 from __future__ import annotations
@@ -17,13 +20,20 @@ from kprobe_modules.errors import AttachError, ConfigError, ManifestError
 from kprobe_modules.features import Support
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from kprobe_modules.features import Features
     from kprobe_modules.manifest import Alternative, Hook, Manifest
     from kprobe_modules.spec import ObjectSpec, ProgramSpec
 
-__all__ = ["Choice", "check_hooks", "choose", "require"]
+__all__ = ["Choice", "called_slots", "check_hooks", "choose", "require", "settle"]
+
+SLOT_KINDS = ("kprobe", "kretprobe")
+"""Kinds of program that serve slots and call them: one PROG_ARRAY holds one type, and
+refuses BTF-typed programs with different targets (kernel/bpf/core.c)."""
+
+ROUNDS = 16
+"""Of choosing for all modules: longer chains of slots are not followed."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -37,13 +47,24 @@ class Choice:
     """The one that is, or would be, live; None when there is none."""
 
     attach_point: str = ""
-    """Kind and target of the chosen program, such as ``fentry/cgroup_exit``."""
+    """Kind and target of the chosen program, such as ``fentry/cgroup_exit``, or the slot
+    that it serves, such as ``slot/name``."""
+
+    caller: str = ""
+    """For an alternative that serves a slot: the module that calls it."""
 
     rejected: tuple[tuple[str, str], ...] = ()
     """Preferred alternatives that do not work here, each with its reason."""
 
     waiting: bool = False
     """Whether the hook waits for a kernel module to be loaded."""
+
+    @property
+    def where(self) -> str:
+        """
+        The attach point, and of a slot who calls it, for people.
+        """
+        return f"{self.attach_point} called by {self.caller}" if self.caller else self.attach_point
 
     @property
     def fields_missing(self) -> tuple[str, ...]:
@@ -67,7 +88,7 @@ def check_hooks(manifest: Manifest, spec: ObjectSpec) -> None:
         ManifestError: naming every disagreement.
     """
     programs = {program.name: program for program in spec.programs}
-    problems = []
+    problems = _slot_problems(manifest, spec)
     unattached = {*manifest.tail_calls.values(), *manifest.own_programs}
     listed = set(unattached)
     for hook in manifest.hooks:
@@ -95,9 +116,35 @@ def check_hooks(manifest: Manifest, spec: ObjectSpec) -> None:
         raise ManifestError(msg)
 
 
+def _slot_problems(manifest: Manifest, spec: ObjectSpec) -> list[str]:
+    """
+    Say what keeps alternatives from serving or calling slots.
+    """
+    kinds = {program.name: program.kind for program in spec.programs}
+    constants = {tunable.name for tunable in spec.tunables}
+    problems = []
+    for hook in manifest.hooks:
+        for item in hook.alternatives:
+            kind = kinds.get(item.program, SLOT_KINDS[0])
+            if (item.slot or item.calls) and kind not in SLOT_KINDS:
+                problems.append(
+                    f"hook {hook.name}: program {item.program} is of kind {kind}; "
+                    f"slots are for {' and '.join(SLOT_KINDS)}"
+                )
+            problems += [
+                f"hook {hook.name}: program {item.program} calls slot {slot}, "
+                f"the object has no constant km_slot_{slot}"
+                for slot in item.calls
+                if f"km_slot_{slot}" not in constants
+            ]
+    return problems
+
+
 def _matches(choice: str, alternative: Alternative, spec: ObjectSpec) -> bool:
     if alternative.source:
         return choice == alternative.source
+    if alternative.slot:
+        return choice in (alternative.program, f"slot/{alternative.slot}", "slot")
     program = spec.program(alternative.program)
     return choice in (alternative.program, _attach_point(program), program.kind)
 
@@ -108,6 +155,8 @@ def _describe(alternative: Alternative, spec: ObjectSpec) -> str:
     """
     if alternative.source:
         return f"source/{alternative.source}"
+    if alternative.slot:
+        return f"slot/{alternative.slot}"
     return _attach_point(spec.program(alternative.program))
 
 
@@ -135,6 +184,7 @@ def choose(
     *,
     chosen: Mapping[str, str] | None = None,
     refused: Mapping[str, str] | None = None,
+    called: Mapping[str, str] | None = None,
     kernel_module_loaded: Callable[[str], bool] = lambda _name: True,
 ) -> tuple[Choice, ...]:
     """
@@ -147,6 +197,7 @@ def choose(
         chosen: the user's own choices, hook name to program name, kind, or
             ``kind/target``.
         refused: programs that were tried and failed, with the reason.
+        called: slots that are called, each with the module that does.
         kernel_module_loaded: tells whether a kernel module is loaded.
 
     Returns:
@@ -168,6 +219,7 @@ def choose(
             spec,
             features,
             refused,
+            called or {},
             kernel_module_loaded,
         )
         for hook in manifest.hooks
@@ -175,7 +227,11 @@ def choose(
 
 
 def _refusal(
-    alternative: Alternative, spec: ObjectSpec, features: Features, refused: Mapping[str, str]
+    alternative: Alternative,
+    spec: ObjectSpec,
+    features: Features,
+    refused: Mapping[str, str],
+    called: Mapping[str, str],
 ) -> str | None:
     """
     Say why an alternative does not work here, or None when it should.
@@ -190,6 +246,8 @@ def _refusal(
         # Unknown is worth a try: the kernel itself has the last word.
         if support.support is Support.NO:
             return support.reason
+    if alternative.slot and alternative.slot not in called:
+        return f"no module that is attached calls slot {alternative.slot}"
     return None
 
 
@@ -199,16 +257,54 @@ def _choose_one(
     spec: ObjectSpec,
     features: Features,
     refused: Mapping[str, str],
+    called: Mapping[str, str],
     kernel_module_loaded: Callable[[str], bool],
 ) -> Choice:
     rejected: list[tuple[str, str]] = []
     for alternative in alternatives:
-        reason = _refusal(alternative, spec, features, refused)
+        reason = _refusal(alternative, spec, features, refused, called)
         if reason is None:
-            return Choice(hook, alternative, _describe(alternative, spec), tuple(rejected))
+            caller = called.get(alternative.slot, "")
+            return Choice(hook, alternative, _describe(alternative, spec), caller, tuple(rejected))
         rejected.append((alternative.name, reason))
     waiting = hook.awaits is not None and not kernel_module_loaded(hook.awaits)
     return Choice(hook, None, rejected=tuple(rejected), waiting=waiting)
+
+
+def called_slots(choices: Mapping[str, Iterable[Choice]]) -> dict[str, str]:
+    """
+    Return the slots that the chosen alternatives of modules call, each with the module.
+    """
+    called: dict[str, str] = {}
+    for module, chosen in choices.items():
+        for choice in chosen:
+            for slot in choice.alternative.calls if choice.alternative else ():
+                called.setdefault(slot, module)
+    return called
+
+
+def settle(
+    choosers: Mapping[str, Callable[[Mapping[str, str]], tuple[Choice, ...]]],
+) -> dict[str, tuple[Choice, ...]]:
+    """
+    Choose for several modules, so that whoever serves a slot is chosen while it is called.
+
+    Args:
+        choosers: by module, what chooses for it, given the slots that are called.
+
+    Returns:
+        What was chosen for each.  Where that never comes to rest, as when two hooks take
+        each other's slot away, it is as if nobody called any: what comes twice then is
+        dropped by who handles it.
+    """
+    called: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        choices = {module: choose_for(called) for module, choose_for in choosers.items()}
+        found = called_slots(choices)
+        if found == called:
+            return choices
+        called = found
+    return {module: choose_for({}) for module, choose_for in choosers.items()}
 
 
 def require(module: str, choices: tuple[Choice, ...]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,7 @@ from kprobe_modules.errors import (
     ConfigError,
     IncompatibleMapError,
     LoadError,
+    ModuleStateError,
     ObjectError,
     PrivilegeError,
 )
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from kprobe_modules.features import Features
     from kprobe_modules.hooks import Choice
     from kprobe_modules.libbpf import BpfProgram, Library, Link
-    from kprobe_modules.manifest import Alternative, Manifest
+    from kprobe_modules.manifest import Alternative, Hook, Manifest
     from kprobe_modules.maps import CommonMaps
     from kprobe_modules.sharing import SharedMaps
     from kprobe_modules.spec import ObjectSpec, ProgramSpec, Tunable
@@ -95,6 +97,8 @@ class Plan:
     features: Features
     constants: Mapping[str, int]
     """Values of the framework's constants and the module's tunables."""
+    called: Mapping[str, str] = attrs.field(factory=dict)
+    """Slots that modules which are attached already call, each with the module."""
     chosen: Mapping[str, str] = attrs.field(factory=dict)
     """The user's choices of alternatives, by hook name."""
     open_source: Callable[[str], Closeable] | None = None
@@ -212,16 +216,40 @@ def choose_hooks(plan: Plan, refused: Mapping[str, str]) -> tuple[Choice, ...]:
     Raises:
         AttachError: when a required hook has no alternative left.
     """
-    choices = hooks.choose(
+    name = plan.manifest.name
+    choices = hooks.settle({name: partial(_choose, plan, plan.features, refused)})[name]
+    hooks.require(name, choices)
+    return choices
+
+
+def _choose(
+    plan: Plan, features: Features, refused: Mapping[str, str], called: Mapping[str, str]
+) -> tuple[Choice, ...]:
+    """
+    Choose, given the slots that are called besides those of the plan.
+    """
+    return hooks.choose(
         plan.manifest,
         plan.spec,
-        plan.features,
+        features,
         chosen=plan.chosen,
         refused=refused,
+        called={**called, **plan.called},
         kernel_module_loaded=kernel_module_loaded,
     )
-    hooks.require(plan.manifest.name, choices)
-    return choices
+
+
+def _wanted(plan: Plan, choices: Iterable[Choice], refused: Mapping[str, str]) -> set[str]:
+    """
+    Return the programs to load for hooks: also those for when callers of slots come or go.
+    """
+    wanted = _programs(choices)
+    slots = {hook.slot: "" for hook in plan.manifest.hooks if hook.slot}
+    if slots:
+        uncalled = attrs.evolve(plan, called={})
+        wanted |= _programs(_choose(uncalled, plan.features, refused, {}))
+        wanted |= _programs(_choose(plan, plan.features, refused, slots))
+    return wanted
 
 
 def _programs(choices: Iterable[Choice]) -> set[str]:
@@ -244,9 +272,6 @@ def load(plan: Plan, target: BpfObject, wanted: set[str]) -> None:
         program.set_autoload(name in wanted)
     Thread(target=_quietly, args=(plan.while_loading,), name="while loading", daemon=True).start()
     target.load()
-    for slot, name in plan.manifest.tail_calls.items():
-        if name in wanted:
-            plan.common.fill_slot(slot, plan.manifest.name, target.programs[name].fd)
 
 
 def _quietly(work: Callable[[], object]) -> None:
@@ -285,13 +310,23 @@ class LoadedModule:
     Owns every descriptor of the module but those of the maps it has from others.
     """
 
-    def __init__(self, plan: Plan, target: BpfObject, choices: tuple[Choice, ...]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        target: BpfObject,
+        choices: tuple[Choice, ...],
+        refused: Mapping[str, str],
+    ) -> None:
         self.plan = plan
         self.choices = choices
+        self.refused = dict(refused)
+        """Programs that were tried and failed, with the reason."""
+        self.served: set[str] = set()
+        """Slots that programs of hooks serve, whether anybody calls them or not."""
         self._objects = [target]
         self._stack = ExitStack()
         self._stack.callback(target.close)
-        self._links = ExitStack()
+        self._links: dict[str, ExitStack] = {}
 
     def map_fd(self, name: str) -> int:
         """
@@ -358,26 +393,96 @@ class LoadedModule:
             raise
         return links
 
-    def keep(self, links: Iterable[Closeable]) -> None:
+    def serve(self, slot: str, name: str) -> None:
         """
-        Own links until `unlink`.
+        Let a program serve a slot until `unlink`.
+
+        Raises:
+            ModuleStateError: when another module serves it already.
+            KernelError: when the program is not of the type that slots are for.
         """
+        self.plan.common.fill_slot(slot, self.plan.manifest.name, self.program(name).fd)
+
+    def serve_hook(self, hook: Hook) -> None:
+        """
+        Let a hook be served through its slot, if the program for it was loaded.
+
+        Raises:
+            _RefusedError: when it cannot.
+        """
+        loaded = self.loaded_programs()
+        for item in hook.alternatives:
+            if item.slot and item.program in loaded:
+                try:
+                    self.serve(item.slot, item.program)
+                except (ModuleStateError, OSError) as error:
+                    raise _RefusedError(item.program, str(error)) from error
+                self.served.add(item.slot)
+
+    def keep(self, hook: str, links: Iterable[Closeable]) -> None:
+        """
+        Own the links of a hook until `unlink`, or until another choice is adopted.
+        """
+        stack = self._links.setdefault(hook, ExitStack())
         for link in links:
-            self._links.callback(link.close)
+            stack.callback(link.close)
 
-    def supplement(self, choice: Choice) -> None:
+    def choose(self, features: Features, called: Mapping[str, str]) -> tuple[Choice, ...]:
         """
-        Load and attach one more hook, on the maps of the object that is live.
+        Choose again for the hooks that slots may serve; the choices for others stay.
 
-        This is how a hook comes alive whose functions appeared later, with their
-        kernel module.
+        Args:
+            features: of the running kernel.
+            called: slots that are called, each with the module.
+        """
+        served = {slot: module for slot, module in called.items() if slot in self.served}
+        plan = attrs.evolve(self.plan, called={})
+        again = _choose(plan, features, self.refused, served)
+        return tuple(
+            new if new.hook.slot else old for new, old in zip(again, self.choices, strict=True)
+        )
+
+    def adopt(self, choice: Choice) -> ExitStack:
+        """
+        Make a choice live in the place of the one for the same hook.
+
+        What is not loaded yet is loaded, on the maps of the object that is live: so
+        does a hook come alive whose functions appeared later, with their kernel module.
+
+        Returns:
+            What closes the former links; until then the hook is live in both ways.
 
         Raises:
             LoadError, AttachError, OSError: when the kernel refuses; what was live
                 stays live.
         """
-        if choice.alternative is None:
+        former = self._links.pop(choice.hook.name, ExitStack())
+        try:
+            self._bring(choice)
+        except BaseException:
+            self._links[choice.hook.name] = former
+            raise
+        self.settle(choice)
+        return former
+
+    def _bring(self, choice: Choice) -> None:
+        """
+        Load and attach what is not.
+        """
+        alternative = choice.alternative
+        if alternative is None or alternative.slot:
             return
+        with ExitStack() as undo:
+            if set(alternative.programs) - self.loaded_programs().keys():
+                undo.callback(self._unload, self._load_more(choice))
+            if choice.hook.tag in ATTACH_ORDER:
+                self.keep(choice.hook.name, self.attach(alternative))
+            undo.pop_all()
+
+    def _load_more(self, choice: Choice) -> BpfObject:
+        """
+        Load the programs of a choice on the maps of the object that is live.
+        """
         target = _open(self.plan)
         try:
             leave_out(self.plan, target)
@@ -389,16 +494,16 @@ class LoadedModule:
                     item.reuse_fd(self._objects[0].maps[name].fd)
             set_constants(self.plan, target)
             load(self.plan, target, _programs([choice]))
-            self._objects.append(target)
-            if choice.hook.tag in ATTACH_ORDER:
-                self.keep(self.attach(choice.alternative))
         except BaseException:
-            if target in self._objects:
-                self._objects.remove(target)
             target.close()
             raise
+        self._objects.append(target)
         self._stack.callback(target.close)
-        self.settle(choice)
+        return target
+
+    def _unload(self, target: BpfObject) -> None:
+        self._objects.remove(target)
+        target.close()
 
     def settle(self, choice: Choice) -> None:
         """
@@ -410,9 +515,13 @@ class LoadedModule:
 
     def unlink(self) -> None:
         """
-        Detach every program; those that run now may still finish.
+        Detach every program, empty the slots; programs that run now may still finish.
         """
-        self._links.close()
+        with ExitStack() as stack:
+            stack.callback(self.plan.common.empty_slots, self.plan.manifest.name)
+            for links in self._links.values():
+                stack.callback(links.close)
+            self._links.clear()
 
     def close(self) -> None:
         """
@@ -420,7 +529,6 @@ class LoadedModule:
         """
         self.unlink()
         self._stack.close()
-        self.plan.common.empty_slots(self.plan.manifest.name)
         self.plan.shared.empty(self.plan.manifest.name)
 
 
@@ -428,17 +536,23 @@ def attach(module: LoadedModule) -> None:
     """
     Step 6: attach what was chosen: END first, then START, then TELEMETRY.
 
-    EXISTING is attached by scans only.
+    Slots are filled when it is the turn of their hooks; EXISTING is attached by scans only.
 
     Raises:
         AttachError: naming the program, when the kernel refuses one.
+        ModuleStateError: when another module serves a slot already.
     """
+    for slot, name in module.plan.manifest.tail_calls.items():
+        module.serve(slot, name)
     for tag in ATTACH_ORDER:
         for choice in module.choices:
-            if choice.hook.tag != tag or choice.alternative is None:
+            if choice.hook.tag != tag:
+                continue
+            module.serve_hook(choice.hook)
+            if choice.alternative is None or choice.alternative.slot:
                 continue
             try:
-                module.keep(module.attach(choice.alternative))
+                module.keep(choice.hook.name, module.attach(choice.alternative))
             except (AttachError, OSError) as error:
                 if isinstance(error, PrivilegeError):
                     raise
@@ -461,17 +575,21 @@ def _open(plan: Plan) -> BpfObject:
 
 
 def _attempt(
-    plan: Plan, target: BpfObject, wanted_maps: tuple[str, ...], choices: tuple[Choice, ...]
+    plan: Plan,
+    target: BpfObject,
+    wanted_maps: tuple[str, ...],
+    choices: tuple[Choice, ...],
+    refused: Mapping[str, str],
 ) -> LoadedModule:
     """
     Do all steps but the first, once; *target* ends up in the module, or closed.
     """
-    module = LoadedModule(plan, target, choices)
+    module = LoadedModule(plan, target, choices, refused)
     try:
         inject(plan, target, wanted_maps)
         set_constants(plan, target)
         leave_out(plan, target)
-        wanted = _programs(choices)
+        wanted = _wanted(plan, choices, refused)
         try:
             manifest = plan.manifest
             load(plan, target, wanted | {*manifest.tail_calls.values(), *manifest.own_programs})
@@ -532,7 +650,7 @@ def bring_up(plan: Plan, ahead: BpfObject | None = None) -> LoadedModule:
             unused.pop_all()
             target, ahead = ahead or _open(plan), None
             try:
-                return _attempt(plan, target, wanted_maps, choices)
+                return _attempt(plan, target, wanted_maps, choices, refused)
             except _RefusedError as error:
                 refused[error.program] = error.reason
                 refusal = error.__cause__

@@ -55,6 +55,21 @@ class Alternative(ByFields):
     link_info: bytes = b""
     """For an iterator: ``union bpf_iter_link_info`` to attach it with."""
 
+    calls: tuple[str, ...] = ()
+    """Slots that its programs tail-call, as the last thing they do: where a slot is
+    served, the call does not return.  Kprobe programs only, with a constant
+    ``km_slot_<name>`` for each slot and the common map ``tail_calls``."""
+
+    slot: str = ""
+    """The slot that its program, a kprobe program too, serves instead of being attached.
+
+    It is live exactly while the live alternative of an attached module calls the slot;
+    the hook's other alternatives are not attached then.  When a caller comes or goes,
+    one way is opened before the other is closed, so that the same event may come by
+    both: whoever handles it drops the second.  None is missed if the other alternatives
+    notice an event where the caller does, in the same function; one that passed the
+    caller's place before it came, and theirs after they were closed, came by neither."""
+
     @property
     def name(self) -> str:
         """
@@ -72,6 +87,12 @@ class Alternative(ByFields):
     def __attrs_post_init__(self) -> None:
         if bool(self.program) == bool(self.source):
             msg = f"alternative {self.name!r}: expected a program or a source, not both or neither"
+            raise ManifestError(msg)
+        if self.slot and (self.source or self.companions or self.link_info):
+            msg = f"alternative {self.name!r}: serves a slot, so that there is nothing to attach"
+            raise ManifestError(msg)
+        if self.calls and self.source:
+            msg = f"alternative {self.name!r}: only programs call slots"
             raise ManifestError(msg)
 
 
@@ -99,6 +120,34 @@ class Hook(ByFields):
 
     fields_missing: tuple[str, ...] = ()
     """What stays unfilled when no alternative is live, as ``record.field``."""
+
+    @property
+    def slot(self) -> str:
+        """
+        The slot through which it may be served, or nothing.
+        """
+        return next((item.slot for item in self.alternatives if item.slot), "")
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """
+        The slots that its alternatives may call.
+        """
+        return frozenset(slot for item in self.alternatives for slot in item.calls)
+
+    def __attrs_post_init__(self) -> None:
+        slots = {item.slot for item in self.alternatives if item.slot}
+        calls = self.calls
+        problem = ""
+        if len(slots) > 1:
+            problem = f"is served through several slots: {', '.join(sorted(slots))}"
+        elif slots & calls:
+            problem = f"calls the slot that it is served through: {', '.join(slots)}"
+        elif self.tag == "EXISTING" and slots | calls:
+            problem = "is attached by scans only, and has no part in slots"
+        if problem:
+            msg = f"hook {self.name}: {problem}"
+            raise ManifestError(msg)
 
     @tag.validator
     def _check_tag(self, _attribute: attrs.Attribute[str], value: str) -> None:
@@ -157,8 +206,9 @@ class Manifest(ByFields):
     comes first.  Without the exporter it is there, and empty."""
 
     tail_calls: Mapping[str, str] = attrs.field(factory=dict)
-    """Slot name to the program that serves it.  A caller, of any module, reads the
-    slot's number from its constant ``km_slot_<name>``."""
+    """Slot name to the program that serves it for as long as the module is attached,
+    for slots that are no alternative of a hook (`Alternative.slot`).  A caller, of any
+    module, reads the slot's number from its constant ``km_slot_<name>``."""
 
     own_programs: tuple[str, ...] = attrs.field(default=(), converter=_names)
     """Programs that no hook attaches: the handler runs them itself."""
@@ -186,6 +236,16 @@ class Manifest(ByFields):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             msg = f"{self.name}: hooks named twice: {', '.join(twice)}"
+            raise ManifestError(msg)
+
+    @tail_calls.validator
+    def _check_slots(
+        self, _attribute: attrs.Attribute[Mapping[str, str]], value: Mapping[str, str]
+    ) -> None:
+        slots = [*value, *(hook.slot for hook in self.hooks if hook.slot)]
+        twice = sorted({slot for slot in slots if slots.count(slot) > 1})
+        if twice:
+            msg = f"{self.name}: slots served twice: {', '.join(twice)}"
             raise ManifestError(msg)
 
     @imports.validator

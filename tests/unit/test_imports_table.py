@@ -54,7 +54,7 @@ TABLE = {
     "collector": "attached clock delivery dispatch ensemble errors headstart intake journal libbpf "
     "manifest records registry subscriptions transport",
     "ensemble": "admission attached clock dispatch errors features headstart hooks intake journal "
-    "libbpf loader manifest metrics records resources rings sharing stacks",
+    "libbpf loader manifest metrics records resources rings sharing slots stacks",
     "admission": "architecture attached dispatch features handler headstart intake journal libbpf "
     "loader manifest maps resources sharing spec specfile stacks",
     "metrics": "errors libbpf records",
@@ -71,6 +71,7 @@ TABLE = {
     "headstart": "architecture kernelbtf libbpf manifest",
     "loader": "architecture errors features hooks libbpf manifest maps sharing spec tunable",
     "transport": "byfields errors libbpf rings",
+    "slots": "attached dispatch errors features hooks journal libbpf records",
     "sharing": "architecture errors libbpf manifest maps spec specfile",
     "losses": "byfields libbpf spec",
     "maps": "architecture errors libbpf spec specfile",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kprobe_modules import config
 from kprobe_modules.commands import options
 from kprobe_modules.doctor import Host
-from kprobe_modules.doctor.modules import doubt, prospect
+from kprobe_modules.doctor.modules import Surroundings, doubt
 from kprobe_modules.errors import KprobeModulesError
 from kprobe_modules.features import Features
 from kprobe_modules.libbpf import find
@@ -21,7 +21,6 @@ from kprobe_modules.sinks.values import readable
 if TYPE_CHECKING:
     import argparse
 
-    from kprobe_modules.config import Options
     from kprobe_modules.doctor.modules import Prospect
     from kprobe_modules.hooks import Choice
 
@@ -38,15 +37,16 @@ def run(parsed: argparse.Namespace) -> int:
     registry = Registry()
     host = Host()
     features = Features(find(), proc=host.proc, sys=host.sys)
-    for name in config.select(chosen, registry.names()):
-        entry = _entry(name, registry, features, host, chosen)
+    names = config.select(chosen, registry.names())
+    surroundings = Surroundings(registry, features, host, chosen).beside(names)
+    for name in names:
+        entry = _entry(name, surroundings)
         print(json.dumps(entry) if parsed.json else _text(entry))
     return 0
 
 
-def _entry(
-    name: str, registry: Registry, features: Features, host: Host, chosen: Options
-) -> dict[str, Any]:
+def _entry(name: str, surroundings: Surroundings) -> dict[str, Any]:
+    registry = surroundings.registry
     where = registry.registration(name)
     entry: dict[str, Any] = {
         "module": name,
@@ -56,11 +56,11 @@ def _entry(
     try:
         manifest = registry.load(name)
         entry |= {"version": manifest.version, "summary": manifest.summary}
-        found = prospect(name, registry, features, host, chosen)
+        found = surroundings.prospect(name)
     except KprobeModulesError as error:
         return entry | {"error": str(error)}
     return entry | {
-        "hooks": [_hook(choice, found, features) for choice in found.choices],
+        "hooks": [_hook(choice, found, surroundings.features) for choice in found.choices],
         "exports": list(manifest.exports),
         "imports": dict(manifest.imports),
     }
@@ -75,6 +75,7 @@ def _hook(choice: Choice, found: Prospect, features: Features) -> dict[str, Any]
         "required": choice.hook.required,
         "live": alternative.name if alternative else None,
         "attach_point": choice.attach_point or None,
+        "caller": choice.caller or None,
         "doubt": doubt(choice, found.spec, features) or None,
         "fields_missing": list(choice.fields_missing),
         "rejected": dict(choice.rejected),
@@ -105,7 +106,8 @@ def _text(entry: dict[str, Any]) -> str:
 def _live(hook: dict[str, Any]) -> str:
     if hook["live"] is not None:
         uncertain = f", to be tried: {hook['doubt']}" if hook["doubt"] else ""
-        return f"{hook['live']} ({hook['attach_point']}){uncertain}"
+        called = f" called by {hook['caller']}" if hook["caller"] else ""
+        return f"{hook['live']} ({hook['attach_point']}{called}){uncertain}"
     if "waiting_for" in hook:
         return f"waits for kernel module {hook['waiting_for']}"
     return "nothing works on this kernel" + (", and it is required" if hook["required"] else "")

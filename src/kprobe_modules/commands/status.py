@@ -55,7 +55,7 @@ def attached(status: ModuleStatus) -> str:
     Return the line for a module that was attached: what is live, what is missing.
     """
     live = [
-        f"{choice.hook.name} {choice.alternative.name} ({choice.attach_point})"
+        f"{choice.hook.name} {choice.alternative.name} ({choice.where})"
         for choice in status.choices
         if choice.alternative is not None
     ]

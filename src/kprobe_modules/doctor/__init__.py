@@ -75,4 +75,5 @@ def _modules(
     from kprobe_modules.libbpf import find
 
     features = Features(find(), proc=host.proc, sys=host.sys)
-    return [modules.examine_module(name, registry, features, host, options) for name in names]
+    surroundings = modules.Surroundings(registry, features, host, options).beside(names)
+    return [modules.examine_module(name, surroundings) for name in names]

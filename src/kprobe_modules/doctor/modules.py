@@ -6,6 +6,8 @@ Checks of libbpf, of each registered module, and of each hook it needs here.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from kprobe_modules.doctor.findings import fail, ok, skip, warn
 from kprobe_modules.errors import KprobeModulesError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from kprobe_modules.config import Options
     from kprobe_modules.doctor.findings import Finding
@@ -29,11 +31,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Examined",
     "Prospect",
+    "Surroundings",
     "check_compiled",
     "check_libbpf",
     "doubt",
     "examine_module",
-    "prospect",
 ]
 
 
@@ -107,31 +109,73 @@ class Prospect:
     choices: tuple[Choice, ...]
 
 
-def prospect(
-    name: str, registry: Registry, features: Features, host: Host, options: Options
-) -> Prospect:
+@attrs.frozen
+class Surroundings:
     """
-    Read a module and choose its hooks, loading nothing into the kernel.
-
-    Raises:
-        KprobeModulesError: the module, its object or a choice of hook is wrong.
+    What hooks are chosen for: a kernel, a host, a configuration, and other modules.
     """
-    from kprobe_modules import hooks, objectfile
-    from kprobe_modules.architecture import machine_arch
 
-    prefix = f"{name}."
-    chosen = {
-        key.removeprefix(prefix): program
-        for key, program in options.hooks.items()
-        if key.startswith(prefix)
-    }
-    manifest = registry.load(name)
-    spec = objectfile.read(manifest.object_bytes(machine_arch()), name)
-    hooks.check_hooks(manifest, spec)
-    choices = hooks.choose(
-        manifest, spec, features, chosen=chosen, kernel_module_loaded=host.has_kernel_module
-    )
-    return Prospect(manifest, spec, choices)
+    registry: Registry
+    features: Features
+    host: Host
+    options: Options
+    called: Mapping[str, str] = attrs.field(factory=dict)
+    """Slots that other modules would call, each with the module."""
+
+    def beside(self, names: Iterable[str]) -> Surroundings:
+        """
+        Return the same, as it would be with modules of these names attached.
+        """
+        from kprobe_modules import hooks
+
+        choosers = {}
+        for name in names:
+            # Whoever is broken calls nothing; it is told of that module, in its place.
+            with suppress(KprobeModulesError):
+                manifest = self.registry.load(name)
+                if any(hook.slot or hook.calls for hook in manifest.hooks):
+                    choosers[name] = partial(self._choices, manifest, self._spec(manifest))
+                    choosers[name]({})
+        return attrs.evolve(self, called=hooks.called_slots(hooks.settle(choosers)))
+
+    def prospect(self, name: str) -> Prospect:
+        """
+        Read a module and choose its hooks, loading nothing into the kernel.
+
+        Raises:
+            KprobeModulesError: the module, its object or a choice of hook is wrong.
+        """
+        manifest = self.registry.load(name)
+        spec = self._spec(manifest)
+        return Prospect(manifest, spec, self._choices(manifest, spec, self.called))
+
+    def _spec(self, manifest: Manifest) -> ObjectSpec:
+        from kprobe_modules import hooks, objectfile
+        from kprobe_modules.architecture import machine_arch
+
+        spec = objectfile.read(manifest.object_bytes(machine_arch()), manifest.name)
+        hooks.check_hooks(manifest, spec)
+        return spec
+
+    def _choices(
+        self, manifest: Manifest, spec: ObjectSpec, called: Mapping[str, str]
+    ) -> tuple[Choice, ...]:
+        from kprobe_modules import hooks
+
+        prefix = f"{manifest.name}."
+        chosen = {
+            key.removeprefix(prefix): program
+            for key, program in self.options.hooks.items()
+            if key.startswith(prefix)
+        }
+        return hooks.choose(
+            manifest,
+            spec,
+            self.features,
+            chosen=chosen,
+            called=called,
+            kernel_module_loaded=self.host.has_kernel_module,
+        )
 
 
 def doubt(choice: Choice, spec: ObjectSpec, features: Features) -> str:
@@ -148,15 +192,14 @@ def doubt(choice: Choice, spec: ObjectSpec, features: Features) -> str:
     return ""
 
 
-def examine_module(
-    name: str, registry: Registry, features: Features, host: Host, options: Options
-) -> Examined:
+def examine_module(name: str, surroundings: Surroundings) -> Examined:
     """
     Report on a module and on each of its hooks.
     """
     label = f"module.{name}"
+    registry, features, host = surroundings.registry, surroundings.features, surroundings.host
     try:
-        found = prospect(name, registry, features, host, options)
+        found = surroundings.prospect(name)
     except KprobeModulesError as error:
         remedy = f"reinstall {_distribution(registry, name)}, or --disable {name}"
         return Examined(name, findings=(fail(label, str(error), remedy),))
@@ -209,7 +252,7 @@ def _hook(found: Prospect, choice: Choice, features: Features, host: Host) -> Fi
     missing = f"cannot fill {', '.join(choice.fields_missing)}" if choice.fields_missing else ""
     if choice.alternative is None:
         return _absent(found, choice, label, missing, host)
-    live = f"{choice.alternative.name} ({choice.attach_point})"
+    live = f"{choice.alternative.name} ({choice.where})"
     uncertain = doubt(choice, found.spec, features)
     if uncertain:
         return skip(label, _join(f"{live} would be tried: {uncertain}", missing))
