@@ -324,8 +324,8 @@ class LoadedModule:
         self.served: set[str] = set()
         """Slots that programs of hooks serve, whether anybody calls them or not."""
         self._objects = [target]
-        self._stack = ExitStack()
-        self._stack.callback(target.close)
+        self._added: dict[str, BpfObject] = {}
+        """Objects loaded later, of which just one hook is live: by its name."""
         self._links: dict[str, ExitStack] = {}
 
     def map_fd(self, name: str) -> int:
@@ -472,12 +472,29 @@ class LoadedModule:
         alternative = choice.alternative
         if alternative is None or alternative.slot:
             return
-        with ExitStack() as undo:
-            if set(alternative.programs) - self.loaded_programs().keys():
-                undo.callback(self._unload, self._load_more(choice))
-            if choice.hook.tag in ATTACH_ORDER:
-                self.keep(choice.hook.name, self.attach(alternative))
-            undo.pop_all()
+        if alternative.source:
+            self._attach_hook(choice.hook, alternative)
+            return
+        if not set(alternative.programs) - self.loaded_programs().keys():
+            # Before commit f3a95075549e (Linux 5.13) a program that has been detached
+            # from a trampoline is spent: then another copy of it is loaded.
+            with suppress(AttachError, OSError):
+                self._attach_hook(choice.hook, alternative)
+                return
+        target = self._load_more(choice)
+        try:
+            self._attach_hook(choice.hook, alternative)
+        except BaseException:
+            self._unload(target)
+            raise
+        spent = self._added.get(choice.hook.name)
+        if spent is not None:
+            self._unload(spent)
+        self._added[choice.hook.name] = target
+
+    def _attach_hook(self, hook: Hook, alternative: Alternative) -> None:
+        if hook.tag in ATTACH_ORDER:
+            self.keep(hook.name, self.attach(alternative))
 
     def _load_more(self, choice: Choice) -> BpfObject:
         """
@@ -498,7 +515,6 @@ class LoadedModule:
             target.close()
             raise
         self._objects.append(target)
-        self._stack.callback(target.close)
         return target
 
     def _unload(self, target: BpfObject) -> None:
@@ -527,8 +543,10 @@ class LoadedModule:
         """
         Detach and free everything.  Safe to call twice.
         """
-        self.unlink()
-        self._stack.close()
+        with ExitStack() as stack:
+            for item in self._objects:
+                stack.callback(item.close)
+            self.unlink()
         self.plan.shared.empty(self.plan.manifest.name)
 
 
