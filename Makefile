@@ -23,7 +23,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 INSTALL := tools/install_packages.sh
 C_SOURCES = $$(git ls-files --cached --others --exclude-standard '*.c' '*.h')
-PYTHON_SOURCES := src modules rings tests tools setup.py
+PYTHON_SOURCES := src modules rings tests tools examples setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit test-bpf test-kernel test-vm vm check check-lint check-types check-c check-imports check-generated format bpf captures bench clean

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HEADERS = Path("src/kprobe_modules/bpf")
 #: Folders, relative to the root, whose ``*.bpf.c`` are committed with their objects.
-PLACES = ("src/kprobe_modules/bpf", "modules", "tests/bpf")
+PLACES = ("src/kprobe_modules/bpf", "modules", "tests/bpf", "examples")
 CLANG_MAJOR = 14
 #: Our name of an architecture and the one that the sources are told.
 ARCHITECTURES = {"x86_64": "x86", "arm64": "arm64"}
@@ -109,7 +109,7 @@ def build(root: Path, clang: str, strip: str) -> list[Path]:
                 beside = source.with_name(f"{stem}.{architecture}.spec.json")
                 (root / beside).write_bytes(_spec(root / target, stem))
                 written.append(beside)
-        if source.parts[0] == "modules":
+        if source.parts[0] in ("modules", "examples"):
             layout = source.with_name("layout.txt")
             (root / layout).write_text(_layout(root, source, stem), encoding="utf-8")
             written.append(layout)
@@ -153,11 +153,18 @@ def _compile(root: Path, source: Path, target: Path, told: str, tools: tuple[str
     command = [
         clang, "-target", "bpf", "-mcpu=v2", "-g", "-O2", "-Wall", "-Werror", "-nostdinc",
         f"-D__TARGET_ARCH_{told}", "-fdebug-compilation-dir=.", f"-ffile-prefix-map={root}=.",
-        "-I", str(HEADERS), "-c", str(source), "-o", str(target),
+        "-I", str(HEADERS), *_headers_of_modules(source), "-c", str(source), "-o", str(target),
     ]  # fmt: skip
     _run(command, root)
     # BTF stays: .BTF and .BTF.ext are no debugging sections to llvm-strip.
     _run([strip, "-g", str(target)], root)
+
+
+def _headers_of_modules(source: Path) -> list[str]:
+    """
+    Return what lets an example see the headers of modules, whose maps it imports.
+    """
+    return ["-I", "modules"] if source.parts[0] == "examples" else []
 
 
 def _layout(root: Path, source: Path, name: str) -> str:
