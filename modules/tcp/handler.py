@@ -17,8 +17,6 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import TYPE_CHECKING, ClassVar
 
-from kprobe_modules.modules.tcp.namespaces import network_namespaces
-from kprobe_modules.modules.tcp.procfs import SocketScan
 from kprobe_modules.modules.tcp.records import (
     TcpClosed,
     TcpEstablished,
@@ -31,7 +29,7 @@ from kprobe_modules.modules.tcp.records import (
 )
 from kprobe_modules.modules.tcp.table import OPEN_COUNT, Socket, SocketTable
 
-from kprobe_modules.api import Handler, run_program
+from kprobe_modules.api import Handler, SocketScan, network_namespaces, run_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -608,7 +606,10 @@ class TcpHandler(Handler):
         """
         del hook
         scan = SocketScan(
-            self.context.proc_root, self.context.map("seen_inodes"), self.context.map("scan_epoch")
+            self.context.proc_root,
+            self.context.map("seen_inodes"),
+            self.context.map("scan_epoch"),
+            ("tcp", "tcp6"),
         )
         unseen = scan.run()
         if unseen:

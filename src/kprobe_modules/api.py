@@ -14,8 +14,11 @@ from kprobe_modules.errors import KprobeModulesError
 from kprobe_modules.handler import Context, DataChunk, Handler, MapAccess, Source
 from kprobe_modules.libbpf import count_attached, network_namespace
 from kprobe_modules.libbpf.program import test_run as run_program
+from kprobe_modules.libbpf.rcu import wait_for_programs
 from kprobe_modules.manifest import Alternative, Hook, Manifest
+from kprobe_modules.namespaces import network_namespaces
 from kprobe_modules.records import Record
+from kprobe_modules.socketscan import SocketScan
 
 __all__ = [
     "Alternative",
@@ -27,12 +30,15 @@ __all__ = [
     "Manifest",
     "MapAccess",
     "Record",
+    "SocketScan",
     "Source",
     "count_attached",
     "include_directory",
     "network_namespace",
+    "network_namespaces",
     "run_program",
     "text",
+    "wait_for_programs",
 ]
 
 

@@ -47,7 +47,7 @@ TABLE = {
     # the public surface: for agents, and for modules
     "__init__": "attached collector dispatch errors handler manifest records registry "
     "subscriptions transport",
-    "api": "decode errors handler libbpf manifest records",
+    "api": "decode errors handler libbpf manifest namespaces records socketscan",
     # the composing rooms
     "capture": "attached dispatch errors handler journal records registry resources rings sinks "
     "specjson stacks",
@@ -80,6 +80,8 @@ TABLE = {
     # what modules are made of
     "manifest": "byfields errors handler records",
     "handler": "errors records",
+    "socketscan": "handler namespaces",
+    "namespaces": "libbpf",
     "sinks": "errors records",
     "records": "byfields errors",
     # what an object file says, without a kernel

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kprobe_modules.modules.tcp import namespaces
 from kprobe_modules.modules.tcp.handler import CONFIRM_NS, STATES, TcpHandler
-from kprobe_modules.modules.tcp.procfs import SocketScan
 from kprobe_modules.modules.tcp.table import ENDED_COUNT, OPEN_COUNT, Socket, SocketTable
 
-from kprobe_modules.api import Context
+from kprobe_modules import namespaces
+from kprobe_modules.api import Context, SocketScan
 
 SECOND = 1_000_000_000
+FILES = ("tcp", "tcp6")
 V4 = socket.inet_pton(socket.AF_INET, "192.0.2.1").ljust(16, b"\0")
 V4_PEER = socket.inet_pton(socket.AF_INET, "192.0.2.2").ljust(16, b"\0")
 V6 = socket.inet_pton(socket.AF_INET6, "2001:db8::1")
@@ -512,7 +512,7 @@ def test_a_scan_tells_who_has_a_socket_and_cleans_up(tmp_path):
     proc.put(11, (102, 103))
     inodes, epoch = Watching(), Map()
 
-    assert SocketScan(tmp_path, inodes, epoch).run() == 0
+    assert SocketScan(tmp_path, inodes, epoch, FILES).run() == 0
 
     assert {struct.unpack("<I", key)[0] for key in inodes.ever} == {101, 102, 103}
     assert inodes.values == {}
@@ -522,7 +522,7 @@ def test_a_scan_tells_who_has_a_socket_and_cleans_up(tmp_path):
 def test_a_scan_leaves_what_a_later_one_has_found(tmp_path):
     Proc(tmp_path).put(10, (101, 102))
     inodes, epoch = Map(), Map()
-    scan = SocketScan(tmp_path, inodes, epoch)
+    scan = SocketScan(tmp_path, inodes, epoch, FILES)
     (mine,) = struct.unpack("<I", epoch.values[bytes(4)])
     inodes.update(struct.pack("<I", 101), struct.pack("<II", 55, (mine + 1) & 0xFFFFFFFF))
     inodes.update(struct.pack("<I", 102), struct.pack("<II", 56, (mine - 1) & 0xFFFFFFFF))
@@ -535,7 +535,7 @@ def test_a_scan_leaves_what_a_later_one_has_found(tmp_path):
 def test_a_scan_counts_what_finds_no_room(tmp_path):
     Proc(tmp_path).put(10, (101, 102, 103))
 
-    assert SocketScan(tmp_path, Map(room=2), Map()).run() == 1
+    assert SocketScan(tmp_path, Map(room=2), Map(), FILES).run() == 1
 
 
 def test_each_network_namespace_has_one_process(tmp_path):
@@ -547,7 +547,7 @@ def test_each_network_namespace_has_one_process(tmp_path):
     same.unlink()
     same.hardlink_to(tmp_path / "10" / "ns" / "net")
 
-    found = namespaces.processes_by_namespace(tmp_path)
+    found = namespaces.pids_by_namespace(tmp_path)
 
     assert len(found) == 2
     assert "12" in found.values()

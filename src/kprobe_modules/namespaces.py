@@ -11,19 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kprobe_modules.api import network_namespace
+from kprobe_modules.libbpf import network_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-__all__ = ["network_namespaces", "processes_by_namespace"]
+__all__ = ["network_namespaces", "pids_by_namespace"]
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 """How mountinfo writes a blank in a path."""
 
 
-def processes_by_namespace(proc_root: Path) -> dict[int, str]:
+def pids_by_namespace(proc_root: Path) -> dict[int, str]:
     """
     Return a process of each network namespace that has one, by the namespace's inode.
     """
@@ -59,8 +59,8 @@ def network_namespaces(proc_root: Path) -> Iterator[AbstractContextManager[None]
     Those that neither a process is in nor anything is mounted on are not found.
     """
     seen: set[int] = set()
-    processes = processes_by_namespace(proc_root).values()
-    paths = [str(proc_root / pid / "ns/net") for pid in processes]
+    pids = pids_by_namespace(proc_root).values()
+    paths = [str(proc_root / pid / "ns/net") for pid in pids]
     for path in (*paths, *_mounted(proc_root)):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -2,8 +2,8 @@
 """
 Making the kernel show every socket, where it has no iterators.
 
-Reading ``/proc/PID/net/tcp`` calls tcp4_seq_show() for each socket of a network
-namespace.  The program there knows a socket's inode, and asks ``seen_inodes`` for a
+Reading a file such as ``/proc/PID/net/tcp`` calls a function of the kernel for each socket
+of a network namespace.  The program there knows a socket's inode, and asks ``seen_inodes`` for a
 process that holds it, which has been filled from ``/proc/PID/fd`` before.
 """
 
@@ -14,13 +14,13 @@ from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from kprobe_modules.modules.tcp.namespaces import processes_by_namespace
+from kprobe_modules.namespaces import pids_by_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from kprobe_modules.api import MapAccess
+    from kprobe_modules.handler import MapAccess
 
 __all__ = ["SocketScan"]
 
@@ -60,8 +60,25 @@ class SocketScan:
     good, and only older ones are replaced.
     """
 
-    def __init__(self, proc_root: Path, seen_inodes: MapAccess, scan_epoch: MapAccess) -> None:
+    def __init__(
+        self,
+        proc_root: Path,
+        seen_inodes: MapAccess,
+        scan_epoch: MapAccess,
+        shown_by: Sequence[str],
+    ) -> None:
+        """
+        Begin a scan.
+
+        Args:
+            proc_root: where procfs is mounted.
+            seen_inodes: the common map.
+            scan_epoch: the module's own array of one, which tells its programs since when
+                entries of *seen_inodes* count.
+            shown_by: names of the files in ``/proc/PID/net`` that show the sockets.
+        """
         self._proc_root = proc_root
+        self._shown_by = shown_by
         self._seen = seen_inodes
         self._epoch = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000 & 0xFFFFFFFF
         scan_epoch.update(_FIRST, _EPOCH.pack(self._epoch))
@@ -79,9 +96,9 @@ class SocketScan:
                 if inode not in entered:
                     entered.add(inode)
                     unseen += not self._enter(inode, int(process.name))
-        for pid in processes_by_namespace(self._proc_root).values():
-            _read(self._proc_root / pid / "net/tcp")
-            _read(self._proc_root / pid / "net/tcp6")
+        for pid in pids_by_namespace(self._proc_root).values():
+            for name in self._shown_by:
+                _read(self._proc_root / pid / "net" / name)
         for inode in entered:
             self._leave(_INODE.pack(inode))
         return unseen
