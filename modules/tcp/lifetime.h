@@ -83,15 +83,6 @@ static __always_inline struct km_tcp_open_socket *find(struct sock *sk)
 	return bpf_map_lookup_elem(&tcp_open_sockets, &key);
 }
 
-/*
- * A number that no other socket gets while the machine is up: no two are opened on one
- * CPU within 64 ns, and it takes four years until the clock comes round.
- */
-static __always_inline __u64 new_id(void)
-{
-	return bpf_ktime_get_boot_ns() >> 6 << 13 | (bpf_get_smp_processor_id() & 0x1fff);
-}
-
 static __always_inline void set_owner(struct km_tcp_open_socket *socket, struct task_struct *task)
 {
 	struct task_struct *leader = km_leader(task);
@@ -123,7 +114,7 @@ static __always_inline void fill_subject(struct km_tcp_subject *message, struct 
 					 const struct km_tcp_open_socket *socket)
 {
 	fill_identity(message, socket);
-	fill_addresses(message, km_address(sk, __sk_common));
+	fill_endpoints(km_endpoints_of(message), km_address(sk, __sk_common));
 	/* tcp_set_state() gives the port back before the change to CLOSE is told */
 	if (!message->local_port)
 		message->local_port = host_order(km_read((struct inet_sock *)sk, inet_sport));

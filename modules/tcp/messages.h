@@ -4,13 +4,12 @@
  * Never renumber or reorder; append.
  *
  * Each says of which socket it is, in full, so that what is heard first of a socket
- * is enough to know it. Ports are in host order. An IPv4 address takes the first four
- * bytes of its sixteen, the others are zero; an IPv4 address that an AF_INET6 socket
- * maps is an IPv4 address.
+ * is enough to know it. What addresses look like is written in km/endpoints.h.
  */
 #ifndef KM_TCP_MESSAGES_H
 #define KM_TCP_MESSAGES_H
 
+#include <km/endpoints.h>
 #include <km/header.h>
 
 enum km_tcp_message : __u16 {
@@ -73,14 +72,10 @@ enum km_tcp_reason : __u8 {
 	km_pid pid;              \
 	__u32 netns; /* inode number of the network namespace */
 
-#define KM_TCP_SUBJECT            \
-	KM_TCP_IDENTITY           \
-	km_ipv6 local_address;    \
-	km_ipv6 remote_address;   \
-	__u16 local_port;         \
-	__u16 remote_port;        \
-	__u8 family; /* 4 or 6 */ \
-	enum km_tcp_role role;    \
+#define KM_TCP_SUBJECT         \
+	KM_TCP_IDENTITY        \
+	KM_ENDPOINTS           \
+	enum km_tcp_role role; \
 	__u8 state; /* TCP_… of include/net/tcp_states.h */
 
 /* what was counted from the beginning on; neither SYN nor FIN is a byte here */

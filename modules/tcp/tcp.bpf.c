@@ -560,7 +560,7 @@ static __noinline int write_synack_timeout(void *ctx, struct sock *listener,
 		return 0;
 	if (socket)
 		fill_identity((struct km_tcp_subject *)&message, socket);
-	fill_addresses((struct km_tcp_subject *)&message, km_address(request, __req_common));
+	fill_endpoints(km_endpoints_of(&message), km_address(request, __req_common));
 	message.netns = km_read(request, __req_common.skc_net.net, ns.inum);
 	message.state = TCP_NEW_SYN_RECV;
 	message.retransmits = retransmits;
@@ -743,16 +743,6 @@ static __noinline bool on_found(void *ctx, struct sock *sk, struct km_tcp_open_s
 	if (found->role != KM_TCP_LISTEN)
 		write_counters(ctx, sk, found, KM_TCP_RESET_TCP_COUNTERS);
 	return true;
-}
-
-static __always_inline struct sock *sock_of(struct file *file)
-{
-	struct inode *inode = km_read(file, f_inode);
-
-	if ((km_read(inode, i_mode) & S_IFMT) != S_IFSOCK ||
-	    km_read(inode, i_sb, s_magic) != SOCKFS_MAGIC)
-		return NULL;
-	return km_read((struct socket *)km_read(file, private_data), sk);
 }
 
 /* every file of every process, whatever network namespace a socket is in */
