@@ -6,12 +6,12 @@ What holds for the objects of every module that we ship.
 from __future__ import annotations
 
 import pytest
-from kprobe_modules.modules import containers, processes, tcp
+from kprobe_modules.modules import containers, processes, tcp, udp
 
 from kprobe_modules.maps import collector_spec
 from kprobe_modules.objectfile import read
 
-MODULES = [containers.MODULE, processes.MODULE, tcp.MODULE]
+MODULES = [containers.MODULE, processes.MODULE, tcp.MODULE, udp.MODULE]
 SHOWN = 15
 """Characters of a name that the kernel keeps."""
 
