@@ -100,12 +100,12 @@ static __always_inline void fill_sent(struct km_udp_packet *packet, struct sk_bu
 static __noinline int on_send_ipv4(void *ctx, struct sk_buff *skb, struct flowi4 *flow,
 				   struct inet_cork *cork)
 {
-	struct km_udp_packet packet = { .peer = { .family = 4 } };
+	struct km_udp_packet packet = { .key.peer.family = 4 };
 
-	set_address(packet.peer.local_address, km_read(flow, saddr));
-	set_address(packet.peer.remote_address, km_read(flow, daddr));
-	packet.peer.local_port = host_order(km_read(flow, uli.ports.sport));
-	packet.peer.remote_port = host_order(km_read(flow, uli.ports.dport));
+	set_address(packet.key.peer.local_address, km_read(flow, saddr));
+	set_address(packet.key.peer.remote_address, km_read(flow, daddr));
+	packet.key.peer.local_port = host_order(km_read(flow, uli.ports.sport));
+	packet.key.peer.remote_port = host_order(km_read(flow, uli.ports.dport));
 	fill_sent(&packet, skb, cork);
 	return count(ctx, km_read(skb, sk), &packet);
 }
@@ -113,12 +113,12 @@ static __noinline int on_send_ipv4(void *ctx, struct sk_buff *skb, struct flowi4
 static __noinline int on_send_ipv6(void *ctx, struct sk_buff *skb, struct flowi6 *flow,
 				   struct inet_cork *cork)
 {
-	struct km_udp_packet packet = { .peer = { .family = 6 } };
+	struct km_udp_packet packet = { .key.peer.family = 6 };
 
-	km_read_into(&packet.peer.local_address, flow, saddr);
-	km_read_into(&packet.peer.remote_address, flow, daddr);
-	packet.peer.local_port = host_order(km_read(flow, uli.ports.sport));
-	packet.peer.remote_port = host_order(km_read(flow, uli.ports.dport));
+	km_read_into(&packet.key.peer.local_address, flow, saddr);
+	km_read_into(&packet.key.peer.remote_address, flow, daddr);
+	packet.key.peer.local_port = host_order(km_read(flow, uli.ports.sport));
+	packet.key.peer.remote_port = host_order(km_read(flow, uli.ports.dport));
 	fill_sent(&packet, skb, cork);
 	return count(ctx, km_read(skb, sk), &packet);
 }
@@ -130,7 +130,7 @@ static __noinline int on_send_whole(void *ctx, struct sk_buff *skb)
 	struct km_udp_packet packet = {};
 	struct km_udp_header udp = {};
 
-	if (!sk || !is_udp(sk) || !fill_ends(&packet.peer, skb, false, &udp))
+	if (!sk || !is_udp(sk) || !fill_ends(&packet.key.peer, skb, false, &udp))
 		return 0;
 	/* what a tunnel has put around it bears another port */
 	if (udp.source != km_read((struct inet_sock *)sk, inet_sport))
@@ -191,7 +191,7 @@ static __noinline int on_receive(void *ctx, struct sock *sk, struct sk_buff *skb
 	struct km_udp_packet packet = { .received = true };
 	struct km_udp_header udp = {};
 
-	if (!fill_ends(&packet.peer, skb, true, &udp))
+	if (!fill_ends(&packet.key.peer, skb, true, &udp))
 		return 0;
 	packet.bytes = km_read(skb, len);
 	packet.datagrams = datagrams_of(packet.bytes, gso_size_of(skb));
@@ -226,7 +226,7 @@ static __noinline int on_consumed(struct sk_buff *skb)
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct km_udp_header udp = {};
 
-	if (!thread || !fill_ends(&packet.peer, skb, true, &udp))
+	if (!thread || !fill_ends(&packet.key.peer, skb, true, &udp))
 		return 0;
 	packet.bytes = km_read(skb, len);
 	/* else it is no datagram whose header has been taken off */
@@ -245,11 +245,11 @@ static __always_inline void fill_connected(struct km_udp_packet *packet, struct 
 	fill_endpoints(&ends, km_address(sk, __sk_common));
 	packet->datagrams = 1;
 	packet->bytes = size;
-	packet->peer.local_port = ends.local_port;
-	packet->peer.family = ends.family;
-	__builtin_memcpy(packet->peer.local_address, ends.local_address, sizeof(km_ipv6));
-	__builtin_memcpy(packet->peer.remote_address, ends.remote_address, sizeof(km_ipv6));
-	packet->peer.remote_port = ends.remote_port;
+	packet->key.peer.local_port = ends.local_port;
+	packet->key.peer.family = ends.family;
+	__builtin_memcpy(packet->key.peer.local_address, ends.local_address, sizeof(km_ipv6));
+	__builtin_memcpy(packet->key.peer.remote_address, ends.remote_address, sizeof(km_ipv6));
+	packet->key.peer.remote_port = ends.remote_port;
 }
 
 static __noinline int on_received(void *ctx, struct sock *sk, int size, int flags)
@@ -263,7 +263,7 @@ static __noinline int on_received(void *ctx, struct sock *sk, int size, int flag
 	if (!size && km_read(sk, sk_shutdown) & RCV_SHUTDOWN)
 		return 0;
 	seen = bpf_map_lookup_elem(&read_packets, &thread);
-	if (seen && seen->peer.local_port == km_read(sk, __sk_common.skc_num)) {
+	if (seen && seen->key.peer.local_port == km_read(sk, __sk_common.skc_num)) {
 		packet = *seen;
 		bpf_map_delete_elem(&read_packets, &thread);
 	} else {

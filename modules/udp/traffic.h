@@ -91,9 +91,9 @@ static __always_inline long queue(const struct km_udp_flow_key *key)
 				    : bpf_map_push_elem(&even_flows, key, BPF_ANY);
 }
 
-/* one or more datagrams that go or come; the peer's generation is filled in later */
+/* one or more datagrams that go or come; only the peer of the key is filled in by who meets them */
 struct km_udp_packet {
-	struct km_udp_peer peer;
+	struct km_udp_flow_key key;
 	__u64 datagrams;
 	__u64 bytes;
 	bool received;
@@ -158,11 +158,21 @@ static __noinline struct km_udp_flow *flow_of(void *ctx, struct sock *sk,
 		}                                                                    \
 	} while (0)
 
-static __noinline int count(void *ctx, struct sock *sk, const struct km_udp_packet *packet)
+/* there is no room for its flow */
+static __noinline int write_at_once(void *ctx, const struct km_udp_open_socket *socket,
+				    const struct km_udp_packet *packet)
+{
+	struct km_udp_flow flow = {};
+
+	km_udp_add(&flow, packet);
+	write_stats(ctx, socket, &packet->key, &flow, 0);
+	return 0;
+}
+
+static __noinline int count(void *ctx, struct sock *sk, struct km_udp_packet *packet)
 {
 	struct km_udp_open_socket *socket = find(sk);
-	struct km_udp_flow_key key = { .peer = packet->peer };
-	struct km_udp_flow *flow, alone = {};
+	struct km_udp_flow *flow;
 
 	if (!socket) {
 		open_own(ctx, sk, KM_UDP_USED);
@@ -173,15 +183,12 @@ static __noinline int count(void *ctx, struct sock *sk, const struct km_udp_pack
 	km_udp_add(socket, packet);
 	if (!traffic_interval_ms)
 		return 0;
-	key.socket_id = socket->socket_id;
-	key.peer.generation = generation();
-	flow = flow_of(ctx, sk, socket, &key);
-	if (flow) {
-		km_udp_add(flow, packet);
-		return 0;
-	}
-	km_udp_add(&alone, packet);
-	write_stats(ctx, socket, &key, &alone, 0);
+	packet->key.socket_id = socket->socket_id;
+	packet->key.peer.generation = generation();
+	flow = flow_of(ctx, sk, socket, &packet->key);
+	if (!flow)
+		return write_at_once(ctx, socket, packet);
+	km_udp_add(flow, packet);
 	return 0;
 }
 

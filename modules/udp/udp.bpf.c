@@ -65,8 +65,12 @@ int BPF_KPROBE(end_release_k, struct socket *sock)
 /* whatever memory is given back to a slab: the table knows which was a socket */
 SEC("tp_btf/kmem_cache_free")
 KM_HOOK(end, END)
-int BPF_PROG(end_slab_btf, unsigned long caller, void *memory)
+int BPF_PROG(end_slab_btf)
 {
+	struct sock *memory = NULL;
+
+	/* the second argument; 5.10 lets no program load a pointer to no type */
+	bpf_probe_read_kernel(&memory, sizeof(memory), &ctx[1]);
 	return end(ctx, memory);
 }
 

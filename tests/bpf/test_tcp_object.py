@@ -5,9 +5,7 @@ The object of the tcp module: what it says, and that the running kernel takes it
 
 from __future__ import annotations
 
-import os
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +17,7 @@ from kprobe_modules.features import Features, Support
 from kprobe_modules.libbpf import BpfObject, find
 from kprobe_modules.libbpf import map as bpf_map
 from kprobe_modules.objectfile import read
+from tests.support.loading import counters, make_ring_buffer, scan
 from tests.support.requirements import needs
 
 if TYPE_CHECKING:
@@ -140,24 +139,6 @@ def test_the_verifier_accepts_all_programs(transport, features):
             assert any(not absent & set(each.programs) for each in hook.alternatives), hook.name
 
 
-def make_ring_buffer(opened: BpfObject, data: bytes) -> None:
-    events = opened.maps["events"]
-    events.set_type(27)
-    events.set_key_size(0)
-    events.set_value_size(0)
-    events.set_max_entries(1 << 16)
-    (tunable,) = (item for item in read(data, MODULE.name).tunables if item.name == "km_transport")
-    constants = bytearray(opened.maps[".rodata"].initial_value())
-    constants[tunable.offset] = 1
-    opened.maps[".rodata"].set_initial_value(bytes(constants))
-
-
-def counters(opened: BpfObject, message: int) -> tuple[int, int]:
-    values = bpf_map.lookup_percpu(opened.maps["km_counters"].fd, struct.pack("<I", message))
-    emitted, lost = zip(*(struct.unpack("<QQ", value) for value in values), strict=True)
-    return sum(emitted), sum(lost)
-
-
 @pytest.mark.parametrize(
     ("program", "target"), [("existing_files", "task_file"), ("existing_tcp", "tcp")]
 )
@@ -171,12 +152,7 @@ def test_a_scan_without_room_counts_every_socket_as_lost_and_remembers_none(
             each.set_autoload(each.name == program)
         opened.load()
         # Nobody has put a ring into `events`, so every output fails.
-        with opened.programs[program].attach_iter() as link:
-            fd = link.create_iter()
-            try:
-                steps = os.read(fd, 4096)
-            finally:
-                os.close(fd)
+        steps = scan(opened, program)
         emitted, lost = counters(opened, 1)
         remembered = list(bpf_map.keys(opened.maps["tcp_open_sockets"].fd))
 
@@ -197,12 +173,7 @@ def test_a_full_table_refuses_a_socket_and_says_so(features):
         table = opened.maps["tcp_open_sockets"]
         size = read(data, MODULE.name).map("tcp_open_sockets").value_size
         bpf_map.update(table.fd, bytes(8), bytes(size))
-        with opened.programs["existing_files"].attach_iter() as link:
-            fd = link.create_iter()
-            try:
-                os.read(fd, 4096)
-            finally:
-                os.close(fd)
+        scan(opened, "existing_files")
         logged, _ = counters(opened, log)
         announced, _ = counters(opened, 1)
         remembered = list(bpf_map.keys(table.fd))

@@ -72,7 +72,7 @@ enum sock_flags {
 	SOCK_DONE, /* the other side's FIN has come */
 };
 
-/* where drops are counted since 6.18, if the socket has it (c51613fa276f) */
+/* where drops are counted since 6.18, if the socket has it */
 struct numa_drop_counters {
 	atomic_t drops0;
 	atomic_t drops1;
