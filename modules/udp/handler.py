@@ -228,6 +228,8 @@ class UdpHandler(Handler):
         """
         End a socket, at once or when its traffic has been told.
         """
+        if self._table.ended(socket_id):
+            return ()
         heard = self._heard(
             socket_id, start_time, cgroup_id, pid, netns, local_address, remote_address,
             local_port, remote_port, family, origin,

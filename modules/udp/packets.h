@@ -219,19 +219,27 @@ struct {
 	__type(value, struct km_udp_packet);
 } read_packets SEC(".maps");
 
-/* IPv4 alone has the protocol where it is found at once; of IPv6 the socket decides */
+/* what has been in the queue of a socket begins behind the header of UDP */
+static __always_inline bool was_queued(struct sk_buff *skb)
+{
+	return km_read(skb, head) + km_read(skb, transport_header) + KM_UDP_HEADER ==
+	       km_read(skb, data);
+}
+
+/*
+ * Where packets that were read are freed elsewhere (6.18), that is in anybody's thread;
+ * there this looks at none.
+ */
 static __noinline int on_consumed(struct sk_buff *skb)
 {
 	struct km_udp_packet packet = { .received = true };
 	__u64 thread = bpf_get_current_pid_tgid();
 	struct km_udp_header udp = {};
 
-	if (!thread || !fill_ends(&packet.key.peer, skb, true, &udp))
+	if (km_type_exists(struct skb_defer_node) || !thread || !was_queued(skb) ||
+	    !fill_ends(&packet.key.peer, skb, true, &udp))
 		return 0;
 	packet.bytes = km_read(skb, len);
-	/* else it is no datagram whose header has been taken off */
-	if (host_order(udp.length) != packet.bytes + KM_UDP_HEADER && !gso_size_of(skb))
-		return 0;
 	packet.datagrams = datagrams_of(packet.bytes, gso_size_of(skb));
 	bpf_map_update_elem(&read_packets, &thread, &packet, BPF_ANY);
 	return 0;

@@ -45,6 +45,11 @@ struct skb_shared_info {
 	unsigned short gso_size;
 } KM_CORE;
 
+/* since 6.18; what waits to be freed on another CPU */
+struct skb_defer_node {
+	long defer_count;
+} KM_CORE;
+
 /* what udp_send_skb() and udp_v6_send_skb() are told beside the packet */
 struct inet_cork {
 	__u16 gso_size;

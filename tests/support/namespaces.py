@@ -165,12 +165,14 @@ class Namespace:
             finally:
                 _set_namespace(home.fileno())
 
-    def open_socket(self, family: int = socket.AF_INET) -> socket.socket:
+    def open_socket(
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
+    ) -> socket.socket:
         """
-        Return a TCP socket that is in here for as long as it lives, whoever uses it.
+        Return a socket that is in here for as long as it lives, whoever uses it.
         """
         with self.inside():
-            return socket.socket(family, socket.SOCK_STREAM)
+            return socket.socket(family, kind)
 
     def listen(
         self, family: int = socket.AF_INET, backlog: int = 16, receive_buffer: int = 0
