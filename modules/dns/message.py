@@ -83,7 +83,7 @@ class Message:
     cut: bool
     """More bytes were sent than are here, and something that is told may be missing."""
     malformed: bool
-    """Something behind the first question is not as it should be, and may be missing."""
+    """Something behind the question is not as it should be, and may be missing."""
 
     @property
     def qr(self) -> bool:
@@ -143,8 +143,8 @@ def parse(data: bytes, length: int | None = None) -> Message:
         length: bytes of the whole message, if there are more than those of *data*.
 
     Raises:
-        MessageError: this is no DNS message: the header is not there as a whole, or the first
-            question is not as it should be.
+        MessageError: this is no DNS message: the header is not there as a whole, the question
+            is not as it should be, or there are several and anything is not as it should be.
     """
     cut = length is not None and length > len(data)
     if len(data) < HEADER_SIZE:
@@ -168,7 +168,8 @@ def parse(data: bytes, length: int | None = None) -> Message:
         if additional:
             rcode |= _upper_rcode(data, at, authorities, additional)
     except _DAMAGE as error:
-        if name is None and questions and not cut:
+        # Nobody asks several things at once (RFC 9619), but text looks as if it did.
+        if questions > 1 or (questions and name is None and not cut):
             msg = "the question is not as it should be"
             raise MessageError(msg) from error
         malformed = not cut
