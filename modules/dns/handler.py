@@ -11,7 +11,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, ClassVar
 
 from kprobe_modules.modules.dns.codes import class_text, opcode_text, rcode_text, type_text
-from kprobe_modules.modules.dns.message import MessageError, parse
+from kprobe_modules.modules.dns.message import HEADER_SIZE, MessageError, parse
 from kprobe_modules.modules.dns.queries import OPEN_COUNT, QueryTable
 from kprobe_modules.modules.dns.records import DnsQuery, DnsResponse, DnsTimeout
 from kprobe_modules.modules.dns.routes import Packets
@@ -126,7 +126,8 @@ class DnsHandler(Handler):
                 message = parse(data, length)
             except MessageError:
                 self._unreadable += 1
-                if transport == _TCP:
+                # What is too short has lost its beginning; what is not was never DNS.
+                if transport == _TCP and len(data) >= HEADER_SIZE:
                     self._streams.give_up(socket_id, direction)
                     break
                 continue

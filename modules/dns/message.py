@@ -121,7 +121,7 @@ class _Names(dict[bytes, tuple[str, int]]):
     Names of questions by their bytes: a query's comes again in its response.
 
     Only short ones are kept, and all are forgotten when there are many, so that memory stays
-    under two megabytes.
+    under three megabytes.
     """
 
     def keep(self, wire: bytes, name: tuple[str, int]) -> None:

@@ -5,6 +5,8 @@ The dns handler against any order of packets: what is told, and what belongs tog
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import socket
 import struct
@@ -25,6 +27,7 @@ from kprobe_modules.modules.dns.routes import KEPT_COUNT, WINDOW_NS
 from kprobe_modules.modules.dns.streams import KEPT, STREAM_COUNT
 
 from kprobe_modules.api import Context
+from kprobe_modules.sinks.jsonl import JsonLines
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -137,6 +140,41 @@ def test_a_query_and_its_response(world):
     assert not any((told.duplicate, told.late, told.truncated, told.incomplete))
     assert not told.authoritative
     assert world.tick(60 * SECOND) == []
+
+
+def test_records_as_json(world):
+    out = io.BytesIO()
+    for record in (
+        *world.packet(1, query()),
+        *world.packet(4, response("www.example.org", "A", (60, "A", "192.0.2.9")), RECEIVED),
+    ):
+        JsonLines(out)(record)
+    asked, told = map(json.loads, out.getvalue().splitlines())
+
+    common = {
+        "module": "dns", "socket_id": 5, "pid": 10, "start_time": 100, "cgroup_id": 77, "netns": 7,
+        "family": "ipv4", "local_address": "192.0.2.1", "local_port": 1000,
+        "remote_address": "192.0.2.2", "remote_port": 53, "role": "client", "transport": "udp",
+        "query_id": 7, "opcode": "QUERY", "question_name": "www.example.org",
+        "question_type": "A", "question_class": "IN", "retries": 0,
+    }  # fmt: skip
+    assert asked == {**common, "time": 1, "record": "dns_query", "recursion_desired": True}
+    answer = {
+        "name": "www.example.org", "rdtype": "A", "rdclass": "IN", "ttl": 60, "value": "192.0.2.9",
+    }  # fmt: skip
+    assert told == {
+        **common,
+        "time": 4,
+        "record": "dns_response",
+        "response_code": "NOERROR",
+        "answers": [answer],
+        "authoritative": False,
+        "truncated": False,
+        "incomplete": False,
+        "latency": 3,
+        "duplicate": False,
+        "late": False,
+    }
 
 
 def test_negative_answers_and_flags(world):
@@ -495,6 +533,20 @@ def test_a_piece_that_is_missing_within_a_message_cuts_it_off(world):
     assert [each.query_id for each in records] == [7, 8, 9]
     assert [each.incomplete for each in records] == [True, False, False]
     assert [each.value[-4:-1] for each in records[0].answers] == ["000", "001"]
+
+
+def test_a_message_of_which_only_the_length_is_there_does_not_end_the_stream(world):
+    """
+    Many write the length by itself.
+    """
+    stream = framed(query(number=1), query(number=2))
+    sent = Connection(world)
+    records = sent.piece(stream[:2], offset=0)
+    size = len(stream) // 2
+    records += sent.piece(stream[size:], offset=size)
+
+    assert [each.query_id for each in records] == [2]
+    assert world.handler._streams.given_up == 0
 
 
 def test_a_stream_with_a_length_missing_is_given_up(world, caplog):
