@@ -31,7 +31,7 @@ MODULE = Manifest(
     summary="DNS: queries, responses, timeouts",
     version="1",
     records=(DnsQuery, DnsResponse, DnsTimeout),
-    tail_calls={"udp_sent": "sent_slot", "udp_received": "received_slot"},
+    imports={"udp_open_sockets": "udp"},
     hooks=(
         Hook(
             "closed",
@@ -44,6 +44,7 @@ MODULE = Manifest(
             "udp_sent",
             "TELEMETRY",
             (
+                Alternative("sent_slot", slot="udp_sent"),
                 Alternative("sent4_fentry", companions=("sent6_fentry",)),
                 Alternative("sent4_kprobe", companions=("sent6_kprobe",)),
                 Alternative("sent4_ip_fentry", companions=("sent6_ip_fentry",), note=_WHOLE),
@@ -56,6 +57,7 @@ MODULE = Manifest(
             "udp_received",
             "TELEMETRY",
             (
+                Alternative("received_slot", slot="udp_received"),
                 "received_fentry",
                 "received_kprobe",
                 Alternative(

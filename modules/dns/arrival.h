@@ -104,7 +104,7 @@ static __always_inline bool is_multicast(const struct km_dns_dns_packet *message
 {
 	__u8 first = message->local_address[0];
 
-	return message->family == AF_INET ? first >= 224 : first == 255;
+	return message->family == 4 ? first >= 224 : first == 255;
 }
 
 static __noinline int write_arrival(void *ctx, struct sock *sk, struct km_dns_arrival *arrival)

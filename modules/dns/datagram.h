@@ -7,6 +7,7 @@
 #include "payload.h"
 #include "ports.h"
 #include "sockets.h"
+#include "udp_open_sockets.h"
 
 /* the headers of a packet, as far as they are read (RFC 791, 8200, 768) */
 struct km_dns_ipv4_header {
@@ -76,6 +77,12 @@ static __always_inline void read_ports(struct km_dns_sight *sight)
 	sight->remote_port = sight->direction == KM_DNS_SENT ? destination : source;
 }
 
+static __always_inline void clear_ends(struct km_dns_dns_packet *message)
+{
+	__builtin_memset(message->local_address, 0, sizeof(km_ipv6));
+	__builtin_memset(message->remote_address, 0, sizeof(km_ipv6));
+}
+
 static __always_inline void fill_ends(struct km_dns_dns_packet *message,
 				      const struct km_dns_sight *sight)
 {
@@ -89,18 +96,17 @@ static __always_inline void fill_ends(struct km_dns_dns_packet *message,
 		struct km_dns_ipv4_header header = {};
 
 		bpf_probe_read_kernel(&header, sizeof(header), sight->network);
-		__builtin_memset(message->local_address, 0, sizeof(km_ipv6));
-		__builtin_memset(message->remote_address, 0, sizeof(km_ipv6));
+		clear_ends(message);
 		__builtin_memcpy(source, &header.source, sizeof(header.source));
 		__builtin_memcpy(destination, &header.destination, sizeof(header.destination));
-		message->family = AF_INET;
+		message->family = 4;
 	} else {
 		struct km_dns_ipv6_header header = {};
 
 		bpf_probe_read_kernel(&header, sizeof(header), sight->network);
 		__builtin_memcpy(source, header.source, sizeof(km_ipv6));
 		__builtin_memcpy(destination, header.destination, sizeof(km_ipv6));
-		message->family = AF_INET6;
+		message->family = 6;
 	}
 }
 
@@ -114,12 +120,22 @@ static __always_inline __u64 tag_of(struct sk_buff *skb)
 	return address * 0x9e3779b97f4a7c15 >> 32;
 }
 
+/* what the udp module calls a socket; 0 if that is not attached, or has not met it */
+static __always_inline __u64 udp_socket_id_of(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	struct km_udp_open_socket *socket = bpf_map_lookup_elem(&udp_open_sockets, &key);
+
+	return socket ? socket->socket_id : 0;
+}
+
 static __always_inline void fill_socket(struct km_dns_dns_packet *message, struct sock *sk,
 					struct km_dns_socket *socket, bool foreign)
 {
 	if (!foreign)
 		set_owner(&socket->owner);
 	message->socket_id = socket->socket_id;
+	message->udp_socket_id = udp_socket_id_of(sk);
 	message->start_time = socket->owner.start_time;
 	message->cgroup_id = socket->owner.cgroup_id;
 	message->pid = socket->owner.pid;

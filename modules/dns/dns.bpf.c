@@ -5,17 +5,17 @@
  *
  *	hook          tag        alternatives, in the order of preference
  *	closed        END        fentry, kprobe security_sk_free
- *	udp_sent      TELEMETRY  fentry, kprobe udp_send_skb and udp_v6_send_skb
+ *	udp_sent      TELEMETRY  the slot udp_sent
+ *	                         · fentry, kprobe udp_send_skb and udp_v6_send_skb
  *	                         · fentry, kprobe ip_send_skb and ip6_send_skb
  *	                         · tp_btf net_dev_queue
- *	udp_received  TELEMETRY  fentry, kprobe skb_consume_udp
+ *	udp_received  TELEMETRY  the slot udp_received · fentry, kprobe skb_consume_udp
  *	                         · tp_btf netif_receive_skb, sk_data_ready and sock_recv_length
  *	tcp_sent      TELEMETRY  fentry, kprobe tcp_sendmsg · tp_btf tcp_sendmsg_locked
  *	tcp_received  TELEMETRY  tp_btf skb_copy_datagram_iovec
  *	                         · fentry, kprobe skb_copy_datagram_iter
  *
- * Besides, other modules' programs may pass the datagrams that they look at by the slots
- * udp_sent and udp_received.
+ * The slots are called by another module's kprobes, with the datagrams that they look at.
  */
 #include "arrival.h"
 #include "datagram.h"
@@ -44,6 +44,14 @@ int BPF_KPROBE(closed_kprobe, struct sock *sk)
 }
 
 /* ---- udp_sent: the datagram is complete, and not yet cut into fragments ---- */
+
+/* called with the arguments of either */
+SEC("kprobe")
+KM_HOOK(udp_sent, TELEMETRY)
+int BPF_KPROBE(sent_slot, struct sk_buff *skb, void *flow)
+{
+	return on_udp_send(ctx, skb, flow, KM_DNS_SLOT);
+}
 
 SEC("fentry/udp_send_skb")
 KM_HOOK(udp_sent, TELEMETRY)
@@ -110,6 +118,14 @@ int BPF_PROG(sent_btf, struct sk_buff *skb)
 }
 
 /* ---- udp_received: a process takes a datagram ---- */
+
+/* called with the arguments of skb_consume_udp() */
+SEC("kprobe")
+KM_HOOK(udp_received, TELEMETRY)
+int BPF_KPROBE(received_slot, struct sock *sk, struct sk_buff *skb, int length)
+{
+	return on_udp_receive(ctx, sk, skb, length, KM_DNS_SLOT);
+}
 
 SEC("fentry/skb_consume_udp")
 KM_HOOK(udp_received, TELEMETRY)
@@ -192,22 +208,6 @@ KM_HOOK(tcp_received, TELEMETRY)
 int BPF_KPROBE(read_kprobe, struct sk_buff *skb, int skip, void *to, int length)
 {
 	return on_tcp_read(ctx, skb, length);
-}
-
-/* ---- slots: another module's programs look at these packets, and pass them on ---- */
-
-/* called with the arguments of udp_send_skb or of udp_v6_send_skb */
-SEC("kprobe")
-int BPF_KPROBE(sent_slot, struct sk_buff *skb, void *flow)
-{
-	return on_udp_send(ctx, skb, flow, KM_DNS_SLOT);
-}
-
-/* called with the arguments of skb_consume_udp */
-SEC("kprobe")
-int BPF_KPROBE(received_slot, struct sock *sk, struct sk_buff *skb, int length)
-{
-	return on_udp_receive(ctx, sk, skb, length, KM_DNS_SLOT);
 }
 
 KM_LICENSE;

@@ -42,15 +42,13 @@ TRANSPORTS = ("udp", "tcp")
 COMPLAIN_NS = 10_000_000_000
 """How often the log says what could not be told."""
 
-_FAMILIES: dict[int, str] = {AF_INET: "ipv4", AF_INET6: "ipv6"}
-
 _SENT = DIRECTIONS.index("sent")
 _TCP = TRANSPORTS.index("tcp")
 
 
 @lru_cache(4096)
 def _address(family: int, raw: bytes) -> str:
-    return inet_ntop(family, raw[:4] if family == AF_INET else raw)
+    return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)  # noqa: PLR2004
 
 
 def _role(direction: int, *, response: bool) -> str:
@@ -82,6 +80,7 @@ class DnsHandler(Handler):
         self,
         time: int,
         socket_id: int,
+        udp_socket_id: int,
         start_time: int,
         cgroup_id: int,
         pid: int,
@@ -106,12 +105,12 @@ class DnsHandler(Handler):
             return ()
         records = self._expire(time)
         where = (
-            socket_id,
+            udp_socket_id or socket_id,
             pid or None,
             start_time or None,
             cgroup_id or None,
             netns,
-            _FAMILIES[family],
+            f"ipv{family}",
             _address(family, local_address),
             local_port,
             _address(family, remote_address),
@@ -131,7 +130,7 @@ class DnsHandler(Handler):
                     self._streams.give_up(socket_id, direction)
                     break
                 continue
-            records.append(self._tell(time, message, where, peer, direction, transport))
+            records.append(self._tell(time, message, socket_id, where, peer, direction, transport))
         return records
 
     def on_dns_socket_closed(self, time: int, socket_id: int) -> Iterable[Record]:
@@ -151,6 +150,7 @@ class DnsHandler(Handler):
         self,
         time: int,
         message: Message,
+        socket_id: int,
         where: _Where,
         peer: tuple[bytes, int],
         direction: int,
@@ -163,14 +163,20 @@ class DnsHandler(Handler):
             *where, role, TRANSPORTS[transport], message.id, opcode_text(message.opcode), *question,
         )  # fmt: skip
         if message.qr:
-            return self._respond(time, message, key, asked, said)
-        query = self._queries.ask(time, key, asked, said)
+            return self._respond(time, message, socket_id, key, asked, said)
+        query = self._queries.ask(time, socket_id, key, asked, said)
         return DnsQuery(time, *said, query.retries, message.rd)
 
     def _respond(
-        self, time: int, message: Message, key: Key, asked: Asked | None, said: Said
+        self,
+        time: int,
+        message: Message,
+        socket_id: int,
+        key: Key,
+        asked: Asked | None,
+        said: Said,
     ) -> Record:
-        query = self._queries.find(said[0], key, asked)
+        query = self._queries.find(socket_id, key, asked)
         latency = retries = None
         duplicate = late = False
         if query is not None:

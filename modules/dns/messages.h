@@ -2,13 +2,12 @@
 /*
  * The messages of the dns module: the only place where their layout is written.
  * Never renumber or reorder; append.
- *
- * Ports are in host order. An IPv4 address takes the first four bytes of its sixteen,
- * the others are zero; an IPv4 address that an AF_INET6 socket maps is an IPv4 address.
+ * What addresses look like is written in km/endpoints.h.
  */
 #ifndef KM_DNS_MESSAGES_H
 #define KM_DNS_MESSAGES_H
 
+#include <km/endpoints.h>
 #include <km/header.h>
 
 enum km_dns_message : __u16 {
@@ -45,18 +44,15 @@ enum km_dns_route : __u8 {
  */
 struct km_dns_dns_packet {
 	struct km_header header;
-	__u64 socket_id;
+	__u64 socket_id; /* of this module */
+	__u64 udp_socket_id; /* what the udp module calls it; 0: it is not attached, or has not met it */
 	km_time start_time;
 	km_cgroup_id cgroup_id;
 	__u64 packet; /* the same number for the same packet, for a while; 0 for streams */
 	__u64 offset; /* of the piece in its stream, from the first that was seen */
 	km_pid pid;
 	__u32 netns; /* inode number of the network namespace */
-	km_ipv6 local_address;
-	km_ipv6 remote_address;
-	__u16 local_port;
-	__u16 remote_port;
-	__u8 family; /* AF_INET or AF_INET6: 2 or 10 */
+	KM_ENDPOINTS
 	enum km_dns_direction direction;
 	enum km_dns_transport transport;
 	enum km_dns_route route;
@@ -79,7 +75,7 @@ union km_dns_messages {
 	__u8 _room[sizeof(struct km_dns_dns_packet) + 2 * KM_DNS_PAYLOAD + KM_DNS_NOTES];
 };
 
-_Static_assert(sizeof(struct km_dns_dns_packet) == 112, "dns_packet");
+_Static_assert(sizeof(struct km_dns_dns_packet) == 120, "dns_packet");
 _Static_assert(sizeof(struct km_dns_dns_socket_closed) == 24, "dns_socket_closed");
 
 #endif

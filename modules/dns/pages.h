@@ -34,7 +34,7 @@ static __always_inline bool in_slab(const struct km_dns_memory *memory, struct s
 {
 	__u64 number = ((__u64)sk - memory->base) >> KM_DNS_PAGE_SHIFT, above;
 	struct page *page = (void *)(memory->pages + number * km_type_size(struct page));
-	struct kmem_cache *cache = km_read(sk, sk_prot_creator, slab);
+	struct kmem_cache *cache = km_read((struct sock___slab *)sk, sk_prot_creator, slab);
 
 	if (!km_field_exists(struct page, compound_head))
 		return false;

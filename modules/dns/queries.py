@@ -48,6 +48,8 @@ class Query:
     A query that was sent or received.
     """
 
+    socket_id: int
+    """The socket it came by, as the kernel half numbers them."""
     key: Key
     asked: Asked | None
     """None if it has no question."""
@@ -58,11 +60,6 @@ class Query:
     retries: int = 0
     answered: bool = False
     timed_out: bool = False
-
-    @property
-    def socket_id(self) -> int:
-        """The socket it came by."""
-        return self.said[0]
 
 
 class QueryTable:
@@ -89,17 +86,17 @@ class QueryTable:
     def __len__(self) -> int:
         return len(self._open)
 
-    def ask(self, time: int, key: Key, asked: Asked | None, said: Said) -> Query:
+    def ask(self, time: int, socket_id: int, key: Key, asked: Asked | None, said: Said) -> Query:
         """
         Enter a query, in the place of one that it repeats.
         """
-        query = Query(key, asked, time, said)
-        same = self._sockets.get(said[0], {}).get(key, {}).get(asked)
+        query = Query(socket_id, key, asked, time, said)
+        same = self._sockets.get(socket_id, {}).get(key, {}).get(asked)
         if same is not None:
             if not same.answered:
                 query.retries = same.retries + 1
             self._remove(same)
-        self._sockets.setdefault(said[0], {}).setdefault(key, {})[asked] = query
+        self._sockets.setdefault(socket_id, {}).setdefault(key, {})[asked] = query
         self._open[query] = None
         if len(self._open) > OPEN_COUNT:
             self._remove(next(iter(self._open)))

@@ -3,11 +3,9 @@
 #ifndef KM_DNS_SOCK_H
 #define KM_DNS_SOCK_H
 
-#include <km/kernel.h>
+#include <km/endpoints.h>
 
-/* include/linux/socket.h, include/uapi/linux/in.h, include/uapi/linux/if_ether.h */
-#define AF_INET 2
-#define AF_INET6 10
+/* include/uapi/linux/in.h, include/uapi/linux/if_ether.h */
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define ETH_P_IP 0x0800
@@ -17,61 +15,15 @@
 #define TCP_TIME_WAIT 6
 #define TCP_NEW_SYN_RECV 12
 
-struct in6_addr {
-	__u8 bytes[16]; /* for its size; in the kernel a union of arrays */
-};
-
-struct ns_common {
-	unsigned int inum;
-} KM_CORE;
-
-struct net {
-	struct ns_common ns;
-} KM_CORE;
-
-typedef struct {
-	struct net *net;
-} KM_CORE possible_net_t;
-
 struct kmem_cache;
 
 struct proto {
 	struct kmem_cache *slab;
 } KM_CORE;
 
-struct sock_common {
-	km_be32 skc_daddr;
-	km_be32 skc_rcv_saddr;
-	km_be16 skc_dport;
-	__u16 skc_num; /* local port, host order */
-	unsigned short skc_family;
-	unsigned char skc_state;
-	possible_net_t skc_net;
-	struct in6_addr skc_v6_daddr;
-	struct in6_addr skc_v6_rcv_saddr;
-} KM_CORE;
-
-struct inode {
-	unsigned long i_ino;
-} KM_CORE;
-
-struct file {
-	struct inode *f_inode;
-} KM_CORE;
-
-struct socket {
-	struct file *file;
-} KM_CORE;
-
-struct sock {
-	struct sock_common __sk_common;
-	__u16 sk_protocol;
-	struct socket *sk_socket;
+/* what else is read of a socket, to prove where pages are */
+struct sock___slab {
 	struct proto *sk_prot_creator;
-} KM_CORE;
-
-struct inet_sock {
-	km_be16 inet_sport;
 } KM_CORE;
 
 struct tcp_sock {
@@ -184,11 +136,6 @@ struct iov_iter {
 struct msghdr {
 	struct iov_iter msg_iter;
 } KM_CORE;
-
-static __always_inline __u16 host_order(km_be16 port)
-{
-	return port >> 8 | port << 8;
-}
 
 /* whether it is a whole socket of this protocol, over IP of either version */
 static __always_inline bool speaks(struct sock *sk, __u16 protocol)

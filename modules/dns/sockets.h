@@ -17,6 +17,7 @@
 
 #include <km/emit.h>
 #include <km/log.h>
+
 #include "messages.h"
 #include "sock.h"
 #include "work.h"
@@ -133,15 +134,6 @@ static __noinline bool make_room(void *ctx)
 			return true;
 	}
 	return false;
-}
-
-/*
- * A number that no other socket gets while the machine is up: no two are met first on one
- * CPU within 64 ns, and it takes four years until the clock comes round.
- */
-static __always_inline __u64 new_id(void)
-{
-	return bpf_ktime_get_boot_ns() >> 6 << 13 | (bpf_get_smp_processor_id() & 0x1fff);
 }
 
 static __always_inline void set_owner(struct km_dns_owner *owner)

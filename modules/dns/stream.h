@@ -8,45 +8,6 @@
 
 #include "datagram.h"
 
-/* ::ffff:192.0.2.1, which is how an AF_INET6 socket has an IPv4 address */
-static __always_inline bool is_mapped(const __u8 *address)
-{
-	const __u32 *words = (const __u32 *)address;
-
-	return words[0] == 0 && words[1] == 0 && words[2] == 0xffff0000;
-}
-
-static __always_inline bool has_ipv6(struct sock_common *common, km_ipv6 local, km_ipv6 remote)
-{
-	if (!km_field_exists(struct sock_common, skc_v6_daddr))
-		return false; /* without CONFIG_IPV6 */
-	bpf_probe_read_kernel(local, sizeof(km_ipv6), km_address(common, skc_v6_rcv_saddr));
-	bpf_probe_read_kernel(remote, sizeof(km_ipv6), km_address(common, skc_v6_daddr));
-	return !is_mapped(local) && !is_mapped(remote);
-}
-
-/* of a connection over IPv4 the kernel keeps both forms, whatever the family of the socket */
-static __always_inline void fill_peers(struct km_dns_dns_packet *message,
-				       struct sock_common *common)
-{
-	km_ipv6 local = {}, remote = {};
-
-	message->local_port = km_read(common, skc_num);
-	message->remote_port = host_order(km_read(common, skc_dport));
-	message->family = AF_INET6;
-	if (km_read(common, skc_family) != AF_INET6 || !has_ipv6(common, local, remote)) {
-		km_be32 near = km_read(common, skc_rcv_saddr), far = km_read(common, skc_daddr);
-
-		message->family = AF_INET;
-		__builtin_memset(local, 0, sizeof(local));
-		__builtin_memset(remote, 0, sizeof(remote));
-		__builtin_memcpy(local, &near, sizeof(near));
-		__builtin_memcpy(remote, &far, sizeof(far));
-	}
-	__builtin_memcpy(message->local_address, local, sizeof(local));
-	__builtin_memcpy(message->remote_address, remote, sizeof(remote));
-}
-
 static __always_inline bool is_dns_connection(struct sock *sk)
 {
 	return is_dns(km_read(sk, __sk_common.skc_num),
@@ -96,7 +57,8 @@ static __noinline bool begin_transfer(void *ctx, struct sock *sk, struct km_dns_
 	work->transfer.told = told;
 	work->transfer.left -= told;
 	fill_socket(message, sk, socket, false);
-	fill_peers(message, km_address(sk, __sk_common));
+	clear_ends(message);
+	fill_endpoints(km_endpoints_of(message), km_address(sk, __sk_common));
 	message->packet = 0;
 	message->direction = direction;
 	message->transport = KM_DNS_TCP;

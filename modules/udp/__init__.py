@@ -38,6 +38,7 @@ MODULE = Manifest(
     version="1",
     common_maps=("events", "seen_inodes", "tail_calls"),
     own_programs=("report_traffic",),
+    exports=("udp_open_sockets",),
     records=(UdpOpened, UdpTraffic, UdpDropped, UdpClosed),
     hooks=(
         Hook(
@@ -71,7 +72,7 @@ MODULE = Manifest(
             "TELEMETRY",
             (
                 Alternative("send4_fentry", companions=("send6_fentry",)),
-                Alternative("send4_kprobe", companions=("send6_kprobe",)),
+                Alternative("send4_kprobe", companions=("send6_kprobe",), calls=("udp_sent",)),
                 Alternative("whole4_fentry", companions=("whole6_fentry",)),
                 Alternative("whole4_kprobe", companions=("whole6_kprobe",)),
                 Alternative("queue_btf", note=f"{_OTHERS}; {_QUEUED}"),
@@ -83,7 +84,7 @@ MODULE = Manifest(
             "TELEMETRY",
             (
                 "receive_fentry",
-                "receive_kprobe",
+                Alternative("receive_kprobe", calls=("udp_received",)),
                 Alternative("receive_btf", companions=("consumed_btf",), note=_LENGTHS),
             ),
             notices="a process reads",

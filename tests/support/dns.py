@@ -5,7 +5,7 @@ The messages of the dns module as they come, and DNS traffic whose every byte is
 
 from __future__ import annotations
 
-from socket import AF_INET, inet_ntop
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING
 
 import attrs
@@ -52,7 +52,7 @@ class SocketClosed(Record, module="dns"):
 
 
 def _address(family: int, raw: bytes) -> str:
-    return inet_ntop(family, raw[:4] if family == AF_INET else raw)
+    return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)
 
 
 class RawHandler(Handler):

@@ -64,11 +64,12 @@ class World:
     def packet(self, time, wire, direction=SENT, *, number=5, transport=UDP, **more):
         said = {
             "socket_id": number,
+            "udp_socket_id": 0,
             "start_time": 100,
             "cgroup_id": 77,
             "pid": 10,
             "netns": 7,
-            "family": socket.AF_INET,
+            "family": 4,
             "local_address": V4,
             "remote_address": V4_PEER,
             "local_port": 1000,
@@ -191,7 +192,7 @@ def test_negative_answers_and_flags(world):
 def test_ipv6_and_who_is_not_known(world):
     nobody = {"pid": 0, "start_time": 0, "cgroup_id": 0}
     (asked,) = world.packet(
-        1, query(rdtype="AAAA"), **nobody, family=socket.AF_INET6, local_address=V6,
+        1, query(rdtype="AAAA"), **nobody, family=6, local_address=V6,
         remote_address=V6_PEER,
     )  # fmt: skip
 
