@@ -26,8 +26,8 @@ KM_SCRATCH(union km_datagram_sizes_messages);
 
 /*
  * Exported: what each socket has sent, by its address.
- * inserted, written: hook sent. deleted: hook end; the least recently used, where that is
- * not to be had. read: hook larger; modules that import it.
+ * inserted, written: hook sent. deleted: hook end, or the least recently used where that
+ * is not to be had. read: hook larger; modules that import it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -55,13 +55,16 @@ static __always_inline __u32 size_class(__u64 size)
 	return class;
 }
 
-static __always_inline void on_sent(void *sk, __u64 size)
+static __always_inline void on_sent(void *sk, __u64 cookie, __u64 size)
 {
-	struct km_datagram_sizes none = {}, *sizes;
+	struct km_datagram_sizes none = { .cookie = cookie }, *sizes;
 	__u64 key = (__u64)sk;
 
-	bpf_map_update_elem(&datagram_sizes, &key, &none, BPF_NOEXIST);
 	sizes = bpf_map_lookup_elem(&datagram_sizes, &key);
+	if (!sizes || sizes->cookie != cookie) {
+		bpf_map_update_elem(&datagram_sizes, &key, &none, sizes ? BPF_ANY : BPF_NOEXIST);
+		sizes = bpf_map_lookup_elem(&datagram_sizes, &key);
+	}
 	if (sizes)
 		km_add(&sizes->sent[size_class(size)], 1);
 }
@@ -107,7 +110,7 @@ int BPF_KPROBE(sent_ipv4, struct sock___sizes *sk, void *msg, __u64 size)
 {
 	if (KM_READ_1(sk, __sk_common.skc_family) != AF_INET)
 		return 0;
-	on_sent(sk, size);
+	on_sent(sk, 0, size);
 	bpf_tail_call(ctx, &tail_calls, km_slot_datagram_sent);
 	return 0;
 }
@@ -116,7 +119,7 @@ SEC("kprobe/udpv6_sendmsg")
 KM_HOOK(sent, TELEMETRY)
 int BPF_KPROBE(sent_ipv6, struct sock___sizes *sk, void *msg, __u64 size)
 {
-	on_sent(sk, size);
+	on_sent(sk, 0, size);
 	bpf_tail_call(ctx, &tail_calls, km_slot_datagram_sent);
 	return 0;
 }
@@ -139,7 +142,7 @@ KM_HOOK(sent, TELEMETRY)
 int BPF_PROG(sent_btf, struct sock___sizes *sk, int size)
 {
 	if (is_datagram(sk, size))
-		on_sent(sk, size);
+		on_sent(sk, bpf_get_socket_cookie(sk), size);
 	return 0;
 }
 

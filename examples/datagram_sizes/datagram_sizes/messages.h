@@ -29,6 +29,7 @@ union km_datagram_sizes_messages {
 #define KM_SMALLEST_CLASS 64
 
 struct km_datagram_sizes {
+	__u64 cookie; /* the socket's, as addresses are used again; 0 if hook end sees it end */
 	km_count sent[KM_SIZE_CLASSES];
 };
 
