@@ -90,6 +90,7 @@ check-lint:
 check-types:
 	$(PY) tools/package_view.py
 	MYPYPATH=build/view $(PY) -m mypy -p kprobe_modules
+	MYPYPATH=build/view:examples/datagram_sizes $(PY) -m mypy -p datagram_sizes
 
 check-c:
 	clang-format-14 --dry-run --Werror $(C_SOURCES)

@@ -16,11 +16,14 @@ import attrs
 import pytest
 
 from kprobe_modules import Collector, hooks, loader
+from kprobe_modules.api import Alternative
+from kprobe_modules.capture import Capture, Replay
 from kprobe_modules.errors import AttachError, ManifestError
 from kprobe_modules.libbpf import map as bpf_map
 from kprobe_modules.libbpf import prog_info
 from kprobe_modules.records import Failure, Steady
-from tests.support import passing
+from kprobe_modules.registry import Registry
+from tests.support import hooked, passing
 from tests.support.footprint import assert_gone, held
 from tests.support.generator import assert_closed, take_until
 from tests.support.passing import PASSED, PASSING, act, numbers
@@ -28,6 +31,7 @@ from tests.support.requirements import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from kprobe_modules import Record
     from kprobe_modules.api import Manifest
@@ -327,3 +331,47 @@ def test_manifest_and_object_agree_on_slots(
     monkeypatch.setattr(hooks, "SLOT_KINDS", kinds)
     with Collector() as collector, pytest.raises(ManifestError, match=words):
         collector.attach(manifest)
+
+
+def test_a_program_for_a_slot_that_the_verifier_refuses() -> None:
+    """
+    Only that alternative is struck out.
+    """
+    needs.root()
+    refused = Alternative("start_refused", slot="starts")
+    hook = attrs.evolve(hooked.MODULE.hooks[0], alternatives=(refused, "start_raw"))
+    manifest = attrs.evolve(hooked.MODULE, hooks=(hook, *hooked.MODULE.hooks[1:]))
+    manifest = attrs.evolve(manifest, own_programs=("start_kprobe",))
+    with Collector() as collector:
+        choice = collector.attach(manifest, quiet=True).choices[0]
+        assert choice.attach_point == "raw_tp/sched_process_fork"
+        assert "refused by the verifier" in dict(choice.rejected)["start_refused"]
+        assert served(collector) is None
+
+
+def test_a_replay_gives_the_same_records(tmp_path: Path) -> None:
+    """
+    Also of an event that came both ways.
+    """
+    needs.root()
+    registry = Registry({"passing": PASSING, "passed": PASSED})
+    records: list[Record] = []
+    numbered = count(1)
+    with (
+        Capture(tmp_path / "shared.kmc") as journal,
+        Collector(journal=journal, registry=registry) as collector,
+    ):
+        for name in ("passed", "passing"):
+            collector.attach(name, watched=os.getpid())
+            act(next(numbered) for _ in range(5))
+        for name in ("passing", "passed"):
+            records += collector.flush()
+            records += collector.detach(name)
+            act(next(numbered) for _ in range(5))
+    replayed = [
+        each
+        for batch in Replay(tmp_path / "shared.kmc", registry=registry).records()
+        for each in batch
+    ]
+    assert numbers(records, "passed") == list(range(1, 16))
+    assert replayed == records

@@ -109,6 +109,16 @@ def test_who_is_not_there() -> None:
         Registry().load("nobody")
 
 
+def test_who_can_be_had_is_found(install: Callable[[str, str, str], None]) -> None:
+    install("door-watcher", "doors", GOOD.format(name="doors"))
+    install("broken-watcher", "broken", "import nothing_of_that_name")
+    found = Registry().find("doors")
+    assert found is not None
+    assert found.name == "doors"
+    assert Registry().find("broken") is None
+    assert Registry().find("windows") is None
+
+
 def test_manifests_of_ones_own_come_first() -> None:
     registry = Registry({"generator": MODULE})
     assert registry.load("generator") is MODULE
