@@ -22,7 +22,7 @@ from kprobe_modules.modules.tcp.records import TcpClosed, TcpMetrics, TcpOpened,
 from kprobe_modules import Collector
 from tests.support.connections import connections_command, plain, read_ends
 from tests.support.emulation import fewer
-from tests.support.namespaces import LiveSocket, Namespace, ShapeError, joined
+from tests.support.namespaces import LiveSocket, Namespace, ShapeError, joined, running
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Name, Watch, connected, name_of, of
 from tests.support.watch import record_until, record_workload
@@ -223,25 +223,6 @@ def nginx(server: Namespace, folder: Path) -> Iterator[int]:
         yield process.pid
         process.send_signal(signal.SIGQUIT)
         assert process.wait(DEADLINE) == 0
-
-
-@contextmanager
-def running(server: Namespace, port: int, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """
-    Run a server until it has ended, having waited for it to listen.
-    """
-    with subprocess.Popen(
-        server.command(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        deadline = time.monotonic() + DEADLINE
-        while not any(each.local[1] == port for each in server.sockets()):
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def get(one: socket.socket, name: str, *, last: bool) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -19,10 +20,12 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from tests.support.watch import DEADLINE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["LiveSocket", "Namespace", "ShapeError", "alone", "joined", "silenced"]
+__all__ = ["LiveSocket", "Namespace", "ShapeError", "alone", "joined", "running", "silenced"]
 
 FOLDER = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
@@ -216,6 +219,12 @@ class Namespace:
         lines = self.run("ss", "-tainHOe").splitlines()
         return [_parse(line) for line in lines]
 
+    def datagram_sockets(self) -> list[LiveSocket]:
+        """
+        Return what ``ss`` shows of UDP sockets in here.
+        """
+        return [_parse(line) for line in self.run("ss", "-uanH").splitlines()]
+
     def impair(self, *, loss: float = 0.0, delay_ms: int = 0) -> None:
         """
         Lose and delay what leaves from here, at random, with ``netem``; loss in per cent.
@@ -250,6 +259,25 @@ class Namespace:
                 netlink.send(_neighbour(index, family, address, hardware))
                 (error,) = struct.unpack_from("=i", netlink.recv(4096), 16)
                 assert error == 0, os.strerror(-error)
+
+
+@contextmanager
+def running(here: Namespace, port: int, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """
+    Run a server until it has ended, having waited for it to listen at a TCP port.
+    """
+    with subprocess.Popen(
+        here.command(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        deadline = time.monotonic() + DEADLINE
+        while not any(each.local[1] == port for each in here.sockets()):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _rtnetlink() -> socket.socket:
