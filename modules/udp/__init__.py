@@ -49,9 +49,16 @@ MODULE = Manifest(
                 "end_kprobe",
                 Alternative("end_release_f", note=_EARLY),
                 Alternative("end_release_k", note=_EARLY),
-                Alternative("end_slab_btf", note=_SLABS),
+                Alternative("end_slab_btf", companions=("end_again_btf",), note=_SLABS),
             ),
             notices="a socket has come to its end",
+        ),
+        Hook(
+            "create",
+            "START",
+            ("create_fentry", "create_kprobe"),
+            required=False,
+            notices="a socket is made, so that another one at its address is gone",
         ),
         Hook(
             "bind",

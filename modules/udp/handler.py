@@ -224,11 +224,12 @@ class UdpHandler(Handler):
         duration: int,
         drops: int,
         flows: int,
+        missed: int,
     ) -> Iterable[Record]:
         """
         End a socket, at once or when its traffic has been told.
         """
-        if self._table.ended(socket_id):
+        if self._table.ended(socket_id) or (missed and not self._table.get(socket_id)):
             return ()
         heard = self._heard(
             socket_id, start_time, cgroup_id, pid, netns, local_address, remote_address,
@@ -237,14 +238,16 @@ class UdpHandler(Handler):
         socket, records = self._known(time, heard)
         records += self._dropped(time, socket, drops)
         totals = (
-            None if socket.existing else duration,
+            None if socket.existing or missed else duration,
             datagrams_sent,
             bytes_sent,
             datagrams_received,
             bytes_received,
-            drops,
+            max(drops, socket.drops),
         )
-        closing = _Closing(socket, _ends(heard), totals, flows, self._cycles + _CYCLES)
+        closing = _Closing(
+            socket, _ends(socket if missed else heard), totals, flows, self._cycles + _CYCLES
+        )
         if flows:
             self._closing[socket_id] = closing
         else:

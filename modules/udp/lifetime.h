@@ -18,6 +18,10 @@
  * that have none of the two, comes earlier. A scan may then be between "is it still
  * open?" and its insert; so it asks again after the insert, and takes out what it put
  * in if the process has closed meanwhile.
+ *
+ * A program is passed over when the kernel calls it in an interrupt while it is running,
+ * or by a kprobe while any is; and sockets are freed in interrupts. So where a socket is
+ * made, an entry at its address is of one whose end was missed, and is ended then.
  */
 #ifndef KM_UDP_LIFETIME_H
 #define KM_UDP_LIFETIME_H
@@ -79,18 +83,24 @@ static __noinline long write_start(void *ctx, struct sock *sk,
 	return km_emit(ctx, &message.header, KM_UDP_UDP_NEW_SOCKET, sizeof(message));
 }
 
+/* `sk` is NULL if there is another socket by now */
 static __noinline long write_end(void *ctx, struct sock *sk,
 				 const struct km_udp_open_socket *socket)
 {
 	struct km_udp_udp_destroy_socket message = {};
 
-	fill_subject((struct km_udp_subject *)&message, sk, socket);
+	if (sk) {
+		fill_subject((struct km_udp_subject *)&message, sk, socket);
+		message.drops = drops_of(sk) - socket->drops_before;
+		message.duration = bpf_ktime_get_ns() - socket->opened;
+	} else {
+		fill_identity((struct km_udp_subject *)&message, socket);
+		message.missed = true;
+	}
 	message.datagrams_sent = socket->datagrams_sent;
 	message.bytes_sent = socket->bytes_sent;
 	message.datagrams_received = socket->datagrams_received;
 	message.bytes_received = socket->bytes_received;
-	message.duration = bpf_ktime_get_ns() - socket->opened;
-	message.drops = drops_of(sk) - socket->drops_before;
 	message.flows = socket->flows;
 	return km_emit(ctx, &message.header, KM_UDP_UDP_DESTROY_SOCKET, sizeof(message));
 }

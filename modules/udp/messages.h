@@ -50,7 +50,9 @@ struct km_udp_udp_destroy_socket {
 	KM_UDP_COUNTED
 	km_ns duration;
 	__u32 drops;
-	__u32 flows; /* how many udp_stats are still to come */
+	__u32 flows;	/* how many udp_stats are still to come */
+	km_bool missed; /* nobody saw it: there are no addresses, duration and drops here */
+	__u8 _pad_end[7];
 };
 
 /* what has gone between it and one peer; without a peer (family 0) only drops count */
@@ -74,7 +76,7 @@ union km_udp_messages {
 };
 
 _Static_assert(sizeof(struct km_udp_udp_new_socket) == 88, "new_socket");
-_Static_assert(sizeof(struct km_udp_udp_destroy_socket) == 136, "destroy_socket");
+_Static_assert(sizeof(struct km_udp_udp_destroy_socket) == 144, "destroy_socket");
 _Static_assert(sizeof(struct km_udp_udp_stats) == 128, "stats");
 
 #endif

@@ -99,10 +99,10 @@ class UdpClosed(_UdpRecord, module="udp"):
     """
 
     duration: int | None
-    """Nanoseconds since it was opened, suspend excluded; None if it was found, or if its end
-    was missed."""
+    """Nanoseconds since it was opened, suspend excluded; None if it was found, or its end was
+    noticed late."""
     datagrams_sent: int | None
-    """None, as are the others, if the end was missed."""
+    """None, as are the others, if a message that was lost had told of its end."""
     bytes_sent: int | None
     datagrams_received: int | None
     bytes_received: int | None

@@ -298,8 +298,7 @@ static __noinline int write_last(void *ctx, struct km_udp_open_socket *socket)
 	return 0;
 }
 
-/* the socket is gone: tell so, once */
-static __noinline int end(void *ctx, struct sock *sk)
+static __noinline int end_as(void *ctx, struct sock *sk, bool missed)
 {
 	struct km_udp_open_socket *found = find(sk), socket;
 	__u64 key = (__u64)sk;
@@ -311,8 +310,20 @@ static __noinline int end(void *ctx, struct sock *sk)
 		return 0;
 	if (socket.flows == 1)
 		write_last(ctx, &socket);
-	write_end(ctx, sk, &socket);
+	write_end(ctx, missed ? NULL : sk, &socket);
 	return 0;
+}
+
+/* the socket is gone: tell so, once */
+static __always_inline int end(void *ctx, struct sock *sk)
+{
+	return end_as(ctx, sk, false);
+}
+
+/* another socket is made at this address, so the end of the one before was missed */
+static __always_inline int end_missed(void *ctx, struct sock *sk)
+{
+	return end_as(ctx, sk, true);
 }
 
 #endif

@@ -6,6 +6,7 @@
  *	hook           tag        alternatives, in the order of preference
  *	end            END        fentry, kprobe security_sk_free
  *	                          · fentry, kprobe inet_release · tp_btf kmem_cache_free
+ *	create         START      fentry, kprobe security_sk_alloc
  *	bind           START      fexit, kretprobe udp_v4_get_port and udp_v6_get_port
  *	                          · tp_btf sock_send_length and sock_recv_length
  *	send           TELEMETRY  fentry, kprobe udp_send_skb and udp_v6_send_skb
@@ -62,16 +63,48 @@ int BPF_KPROBE(end_release_k, struct socket *sock)
 	return end(ctx, km_read(sock, sk));
 }
 
+/* the second argument; 5.10 lets no program load a pointer to no type */
+static __always_inline struct sock *freed_memory(void *ctx)
+{
+	struct sock *memory = NULL;
+
+	bpf_probe_read_kernel(&memory, sizeof(memory), (__u64 *)ctx + 1);
+	return memory;
+}
+
 /* whatever memory is given back to a slab: the table knows which was a socket */
 SEC("tp_btf/kmem_cache_free")
 KM_HOOK(end, END)
 int BPF_PROG(end_slab_btf)
 {
-	struct sock *memory = NULL;
+	return end(ctx, freed_memory(ctx));
+}
 
-	/* the second argument; 5.10 lets no program load a pointer to no type */
-	bpf_probe_read_kernel(&memory, sizeof(memory), &ctx[1]);
-	return end(ctx, memory);
+/*
+ * The same once more: bound sockets are freed in an interrupt, and what one of the two
+ * cannot see because it was interrupted, the other one does.
+ */
+SEC("tp_btf/kmem_cache_free")
+KM_HOOK(end, END)
+int BPF_PROG(end_again_btf)
+{
+	return end(ctx, freed_memory(ctx));
+}
+
+/* ---- create: nothing is told of a socket without a port ---- */
+
+SEC("fentry/security_sk_alloc")
+KM_HOOK(create, START)
+int BPF_PROG(create_fentry, struct sock *sk)
+{
+	return end_missed(ctx, sk);
+}
+
+SEC("kprobe/security_sk_alloc")
+KM_HOOK(create, START)
+int BPF_KPROBE(create_kprobe, struct sock *sk)
+{
+	return end_missed(ctx, sk);
 }
 
 /* ---- bind: by bind(2), connect(2), or the first send ---- */

@@ -29,6 +29,7 @@ PROGRAMS = (
     *MODULE.own_programs,
 )
 SURVEY = (
+    "security_sk_alloc",
     "security_sk_free",
     "inet_release",
     "udp4_seq_show",
@@ -73,7 +74,7 @@ def features() -> Iterator[Features]:
 def test_messages(spec):
     assert {message.name: (message.id, message.layout.size) for message in spec.messages} == {
         "udp_new_socket": (1, 88),
-        "udp_destroy_socket": (2, 136),
+        "udp_destroy_socket": (2, 144),
         "udp_stats": (3, 128),
     }
 

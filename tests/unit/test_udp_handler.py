@@ -98,11 +98,18 @@ class World:
         said = subject(number, **more)
         return list(self.handler.on_udp_stats(time, **said, **counted(sent, received), drops=drops))
 
-    def close(self, time, number, *, sent=(0, 0), received=(0, 0), drops=0, flows=0, **more):
+    def close(
+        self, time, number, *, sent=(0, 0), received=(0, 0), drops=0, flows=0, missed=0, **more
+    ):
         said = subject(number, connected=False, **more)
         return list(
             self.handler.on_udp_destroy_socket(
-                time, **said, **counted(sent, received), duration=5, drops=drops, flows=flows
+                time,
+                **{**said, **counted(sent, received)},
+                duration=5,
+                drops=drops,
+                flows=flows,
+                missed=missed,
             )
         )
 
@@ -216,6 +223,18 @@ def test_what_is_met_in_use_was_there_before_unless_nothing_sees_sockets_opening
     (late,) = world.open(2, 2, origin)
 
     assert (early.existing, late.existing) == (before, after)
+
+
+def test_an_end_that_the_kernel_side_has_missed_has_its_counts_and_no_duration(world):
+    world.open(1, 5)
+    world.stats(2, 5, drops=3)
+
+    (closed,) = world.close(3, 5, sent=(2, 20), missed=1)
+
+    assert (closed.datagrams_sent, closed.bytes_sent, closed.drops) == (2, 20, 3)
+    assert closed.duration is None
+    assert closed.local_address == "192.0.2.1"
+    assert world.close(4, 6, missed=1) == []
 
 
 def test_drops_are_told_once(world):
