@@ -28,6 +28,7 @@ _LENGTHS = (
     "elsewhere (6.18); then what UDP_GRO has put together counts as one, and of what recv cuts "
     "off only the rest counts"
 )
+_ALONE = "without the slot udp_received for other modules"
 _IPV4 = "before Linux 6.10, drops over IPv6 are told with the next traffic, or at the end"
 
 MODULE = Manifest(
@@ -92,6 +93,7 @@ MODULE = Manifest(
             (
                 "receive_fentry",
                 Alternative("receive_kprobe", calls=("udp_received",)),
+                Alternative("receive_alone_k", note=_ALONE),
                 Alternative("receive_btf", companions=("consumed_btf",), note=_LENGTHS),
             ),
             notices="a process reads",

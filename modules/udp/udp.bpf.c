@@ -298,6 +298,14 @@ int BPF_KPROBE(receive_kprobe, struct sock *sk, struct sk_buff *skb, int length)
 	return 0;
 }
 
+/* the same without the slot: arm64 allows no tail calls beside subprograms before 6.0 */
+SEC("kprobe/skb_consume_udp")
+KM_HOOK(receive, TELEMETRY)
+int BPF_KPROBE(receive_alone_k, struct sock *sk, struct sk_buff *skb, int length)
+{
+	return is_peeked(skb, length) ? 0 : on_receive(ctx, sk, skb);
+}
+
 SEC("tp_btf/consume_skb")
 KM_HOOK(receive, TELEMETRY)
 int BPF_PROG(consumed_btf, struct sk_buff *skb)
