@@ -15,7 +15,7 @@ from kprobe_modules.api import Alternative, Hook, Manifest
 
 __all__ = ["MODULE"]
 
-_EARLY = "the end comes when the last process closes"
+_EARLY = "what a scan has met while it was being closed ends when its memory is used again"
 _SLABS = "looks at everything that the kernel gives back to its slabs"
 _USED = "a socket is told when it first sends or reads, not when it gets its port"
 _OTHERS = "looks at every packet that is sent"
@@ -46,8 +46,8 @@ MODULE = Manifest(
             "end",
             "END",
             (
-                "end_fentry",
-                "end_kprobe",
+                Alternative("end_fentry", companions=("end_free_f",)),
+                Alternative("end_kprobe", companions=("end_free_k",)),
                 Alternative("end_release_f", note=_EARLY),
                 Alternative("end_release_k", note=_EARLY),
                 Alternative("end_slab_btf", companions=("end_again_btf",), note=_SLABS),

@@ -12,15 +12,18 @@
  * comes before its start: the handler takes what it hears first for the start, and
  * drops the start that comes later.
  *
- * The end comes when nobody can send or read by it any more: security_sk_free() and
- * the free of its memory come after the last reference is gone and, as a bound socket
- * is freed by RCU (SOCK_RCU_FREE), a grace period. Only inet_release(), for kernels
- * that have none of the two, comes earlier. A scan may then be between "is it still
- * open?" and its insert; so it asks again after the insert, and takes out what it put
- * in if the process has closed meanwhile.
+ * The end comes when nobody can send or read by it any more, as who is about to holds
+ * the file: inet_release() is called for the last reference to that. security_sk_free()
+ * and the free of the memory come after the last reference to the socket is gone and, as
+ * a bound socket is freed by RCU (SOCK_RCU_FREE), a grace period, in an interrupt.
  *
- * A program is passed over when the kernel calls it in an interrupt while it is running,
- * or by a kprobe while any is; and sockets are freed in interrupts. So where a socket is
+ * A scan may be between "is it still open?" and its insert when inet_release() is called.
+ * So it asks again after the insert, and takes out what it put in if the process has
+ * closed meanwhile; and what it meets before the kernel says so, security_sk_free() ends,
+ * as a socket of its own.
+ *
+ * The kernel passes over a program that it calls in an interrupt while it is running, or
+ * by a kprobe while any is, so security_sk_free() alone would not do. Where a socket is
  * made, an entry at its address is of one whose end was missed, and is ended then.
  */
 #ifndef KM_UDP_LIFETIME_H

@@ -94,7 +94,7 @@ class UdpClosed(_UdpRecord, module="udp"):
     """
     A socket has come to its end.
 
-    That is when the kernel frees it, some milliseconds after the last process has closed it.
+    That is when the last process has closed it, or some milliseconds later.
     The counts are of its whole life, or since it was found.
     """
 

@@ -4,8 +4,9 @@
  * those that were there before. Each hook has alternatives; the manifest gives their order.
  *
  *	hook           tag        alternatives, in the order of preference
- *	end            END        fentry, kprobe security_sk_free
- *	                          · fentry, kprobe inet_release · tp_btf kmem_cache_free
+ *	end            END        fentry, kprobe inet_release and security_sk_free
+ *	                          · fentry, kprobe inet_release
+ *	                          · tp_btf kmem_cache_free, twice
  *	create         START      fentry, kprobe security_sk_alloc
  *	bind           START      fexit, kretprobe udp_v4_get_port and udp_v6_get_port
  *	                          · tp_btf sock_send_length and sock_recv_length
@@ -32,23 +33,38 @@
 const volatile __u32 km_slot_udp_sent = 0;
 const volatile __u32 km_slot_udp_received = 0;
 
-/* ---- end: the last that happens to a socket; its memory is still its own ---- */
+/* ---- end: the last process closes it; what a scan has met on its way down goes later ---- */
 
+SEC("fentry/inet_release")
+KM_HOOK(end, END)
+int BPF_PROG(end_fentry, struct socket *sock)
+{
+	return end(ctx, km_read(sock, sk));
+}
+
+SEC("kprobe/inet_release")
+KM_HOOK(end, END)
+int BPF_KPROBE(end_kprobe, struct socket *sock)
+{
+	return end(ctx, km_read(sock, sk));
+}
+
+/* the last that happens to a socket; its memory is still its own */
 SEC("fentry/security_sk_free")
 KM_HOOK(end, END)
-int BPF_PROG(end_fentry, struct sock *sk)
+int BPF_PROG(end_free_f, struct sock *sk)
 {
 	return end(ctx, sk);
 }
 
 SEC("kprobe/security_sk_free")
 KM_HOOK(end, END)
-int BPF_KPROBE(end_kprobe, struct sock *sk)
+int BPF_KPROBE(end_free_k, struct sock *sk)
 {
 	return end(ctx, sk);
 }
 
-/* the last process closes it */
+/* alone, where the kernel has no security modules for the network */
 SEC("fentry/inet_release")
 KM_HOOK(end, END)
 int BPF_PROG(end_release_f, struct socket *sock)
