@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 from kprobe_modules.modules.dns.codes import class_text, type_text
-from kprobe_modules.modules.dns.names import MessageError, name_at, name_end
+from kprobe_modules.modules.dns.names import MessageError, name_at, name_end, plain_name
 from kprobe_modules.modules.dns.values import value_text
 
 if TYPE_CHECKING:
@@ -116,15 +116,15 @@ class Message:
         return bool(self.flags & _RA)
 
 
-class _Names(dict[bytes, tuple[str, int]]):
+class _Names(dict[bytes, str]):
     """
     Names of questions by their bytes: a query's comes again in its response.
 
     Only short ones are kept, and all are forgotten when there are many, so that memory stays
-    under three megabytes.
+    under two megabytes.
     """
 
-    def keep(self, wire: bytes, name: tuple[str, int]) -> None:
+    def keep(self, wire: bytes, name: str) -> None:
         if len(wire) <= 80:  # noqa: PLR2004 - longer ones are rare
             if len(self) >= 4096:  # noqa: PLR2004 - entries of some 400 bytes at most
                 self.clear()
@@ -182,19 +182,19 @@ def _question(data: bytes, known: Known) -> tuple[str, int, int, int]:
     """
     Return name, type and class of the first question, and the offset behind it.
     """
-    # Up to the root's length, or to a zero that is within a label: then nothing is kept.
+    # Up to the root's length, or to a zero that is within a label: then it is no plain name.
     end = data.find(0, HEADER_SIZE) + 1
     wire = data[HEADER_SIZE:end]
-    kept = _names.get(wire)
-    if kept is not None:
-        known[HEADER_SIZE] = kept
-        name = kept[0]
+    name = _names.get(wire)
+    if name is None:
+        name = plain_name(wire)
+        if name is not None:
+            _names.keep(wire, name)
+    if name is not None:
+        known[HEADER_SIZE] = name, len(wire)
     else:
         name = name_at(data, HEADER_SIZE, known)
         end = name_end(data, HEADER_SIZE)
-        # A pointer takes two bytes, and no name without it takes so many.
-        if known[HEADER_SIZE][1] == end - HEADER_SIZE:
-            _names.keep(data[HEADER_SIZE:end], known[HEADER_SIZE])
     rdtype, rdclass = _QUESTION.unpack_from(data, end)
     return name, rdtype, rdclass, end + _QUESTION.size
 

@@ -17,7 +17,7 @@ import string
 
 from kprobe_modules.api import KprobeModulesError
 
-__all__ = ["ROOT", "Known", "MessageError", "label_text", "name_at", "name_end"]
+__all__ = ["ROOT", "Known", "MessageError", "label_text", "name_at", "name_end", "plain_name"]
 
 ROOT = "."
 
@@ -55,6 +55,31 @@ def label_text(label: bytes) -> str:
     if not label.translate(None, _PLAIN):
         return label.decode("ascii")
     return "".join(map(_TEXTS.__getitem__, label))
+
+
+def plain_name(wire: bytes) -> str | None:
+    """
+    Return a name if it is one that is neither compressed nor has anything special, as most are.
+
+    Args:
+        wire: from its first byte to the first that is zero.
+    """
+    labels = []
+    at, root = 0, len(wire) - 1
+    if root >= LONGEST:
+        return None
+    while at < root:
+        length = wire[at]
+        if length > 63:  # noqa: PLR2004 - two bits say that it is no length
+            return None
+        following = at + 1 + length
+        labels.append(wire[at + 1 : following])
+        at = following
+    text = b".".join(labels)
+    # Without the plain characters the dots between labels are left, and no others.
+    if at != root or not labels or text.translate(None, _PLAIN) != b"." * (len(labels) - 1):
+        return None
+    return text.decode("ascii")
 
 
 def name_at(data: bytes, start: int, known: Known) -> str:

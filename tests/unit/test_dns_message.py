@@ -239,6 +239,7 @@ def test_hostile_questions():
         "a label that does not end": b"\x3fa\0\0\1\0\1",
         "half a pointer": b"\1a\xc0",
         "half a class": name(b"a") + b"\0\1\0",
+        "a label of 80 bytes": question(b"P" + b"x" * 80 + b"\0"),
         "256 bytes": question(name(*[b"x" * 63] * 3, b"x" * 62)),
     }
     for what, data in refused.items():
