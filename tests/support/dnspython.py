@@ -16,6 +16,17 @@ A, NS, CNAME, SOA, PTR, MX, TXT, AAAA, SRV, DNAME, OPT = 1, 2, 5, 6, 12, 15, 16,
 SVCB, HTTPS, CAA, DS, TLSA = 64, 65, 257, 43, 52
 
 
+UNKNOWN = {
+    31: "EID", 32: "NIMLOC", 34: "ATMA", 40: "SINK", 57: "RKEY", 58: "TALINK", 100: "UINFO",
+    101: "UID", 102: "GID", 259: "DOA",
+}  # fmt: skip
+"""Types that are IANA's and not among dnspython's."""
+
+
+def same_type(number, text):
+    return text == UNKNOWN.get(number, dns.rdatatype.to_text(number))
+
+
 def plain(of):
     return of.to_text(omit_final_dot=True)
 
@@ -91,6 +102,7 @@ def agree(wire):
     assert len(found.answers) == len(answers)
     for answer, (rrset, rd) in zip(found.answers, answers, strict=True):
         assert answer.name == plain(rrset.name)
-        assert (answer.ttl, answer.rdtype) == (rrset.ttl, dns.rdatatype.to_text(rd.rdtype))
+        assert answer.ttl == rrset.ttl
+        assert same_type(rd.rdtype, answer.rdtype)
         assert same_value(rd, answer.value), (rd.to_text(), answer.value)
     return True
