@@ -34,6 +34,7 @@ _NO_BIND = "without the port, if the process lets the kernel choose it"
 _NO_ACCEPT = "told when the connection is made, with the owner of a listener of its port"
 _UNACCEPTED = "a connection that nobody has accepted when it ends is not told of"
 _GIVE_UP = "also reports the last expiry, when the kernel gives up"
+_NO_SYN = "what answers a SYN that comes again is not told of; also reports the last expiry"
 _STRAY = "before Linux 6.10, resets that answer what belongs to no socket are not told of"
 _READERS = "only of sockets that receive data"
 
@@ -141,7 +142,13 @@ MODULE = Manifest(
         Hook(
             "synack_timeout",
             "TELEMETRY",
-            ("synack_btf", "synack_fentry", "synack_kprobe"),
+            (
+                "synack_btf",
+                "synack_fentry",
+                "synack_kprobe",
+                Alternative("synack_timer_f", note=_NO_SYN),
+                Alternative("synack_timer_k", note=_NO_SYN),
+            ),
             required=False,
             notices="a SYN-ACK is not acknowledged",
         ),

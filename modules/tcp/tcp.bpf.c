@@ -22,6 +22,7 @@
  *	syn_timeout     TELEMETRY  tp_btf tcp_retransmit_skb
  *	                           · fentry, kprobe tcp_retransmit_timer
  *	synack_timeout  TELEMETRY  tp_btf tcp_retransmit_synack
+ *	                           · fentry, kprobe tcp_rtx_synack
  *	                           · fentry, kprobe tcp_syn_ack_timeout
  *	reset_received  TELEMETRY  tp_btf tcp_receive_reset · fentry, kprobe tcp_reset
  *	reset_sent      TELEMETRY  fentry tcp_send_active_reset, tcp_v4_send_reset and
@@ -568,32 +569,51 @@ static __noinline int write_synack_timeout(void *ctx, struct sock *listener,
 	return 0;
 }
 
-/* sent; the count follows */
-SEC("tp_btf/tcp_retransmit_synack")
-KM_HOOK(synack_timeout, TELEMETRY)
-int BPF_PROG(synack_btf, struct sock *listener, struct request_sock *request)
+/*
+ * A SYN-ACK is sent again when its timer expires, and when the SYN comes again. Both go
+ * through tcp_rtx_synack(), which counts at its end or, before 6.17 (cf56a9820297), when
+ * it has returned: so num_retrans is one less here. No lock keeps the two apart; if both
+ * happen at the same moment, both bear the same number.
+ */
+static __always_inline int on_synack(void *ctx, struct sock *listener, struct request_sock *request)
 {
 	return write_synack_timeout(ctx, listener, request, km_read(request, num_retrans) + 1);
 }
 
-static __always_inline int on_syn_ack_timeout(void *ctx, struct request_sock *request)
+SEC("tp_btf/tcp_retransmit_synack")
+KM_HOOK(synack_timeout, TELEMETRY)
+int BPF_PROG(synack_btf, struct sock *listener, struct request_sock *request)
 {
-	return write_synack_timeout(ctx, km_read(request, __req_common.skc_listener), request,
-				    km_read(request, num_retrans) + 1);
+	return on_synack(ctx, listener, request);
 }
 
+SEC("fentry/tcp_rtx_synack")
+KM_HOOK(synack_timeout, TELEMETRY)
+int BPF_PROG(synack_fentry, struct sock *listener, struct request_sock *request)
+{
+	return on_synack(ctx, listener, request);
+}
+
+SEC("kprobe/tcp_rtx_synack")
+KM_HOOK(synack_timeout, TELEMETRY)
+int BPF_KPROBE(synack_kprobe, struct sock *listener, struct request_sock *request)
+{
+	return on_synack(ctx, listener, request);
+}
+
+/* of the timer only, before it is known whether anything will be sent */
 SEC("fentry/tcp_syn_ack_timeout")
 KM_HOOK(synack_timeout, TELEMETRY)
-int BPF_PROG(synack_fentry, struct request_sock *request)
+int BPF_PROG(synack_timer_f, struct request_sock *request)
 {
-	return on_syn_ack_timeout(ctx, request);
+	return on_synack(ctx, km_read(request, __req_common.skc_listener), request);
 }
 
 SEC("kprobe/tcp_syn_ack_timeout")
 KM_HOOK(synack_timeout, TELEMETRY)
-int BPF_KPROBE(synack_kprobe, struct request_sock *request)
+int BPF_KPROBE(synack_timer_k, struct request_sock *request)
 {
-	return on_syn_ack_timeout(ctx, request);
+	return on_synack(ctx, km_read(request, __req_common.skc_listener), request);
 }
 
 /* ---- resets ---- */

@@ -38,6 +38,7 @@ from tests.support.emulation import fewer
 from tests.support.namespaces import Namespace, joined, silenced
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Name, Watch, by_socket, connected, name_of, of
+from tests.support.tcp import SYN, send_segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -149,9 +150,10 @@ def test_a_synack_gets_lost(scene: Scene, family: int) -> None:
         with silenced(server, client):
             one.settimeout(0)
             assert one.connect_ex(listener.getsockname()) == errno.EINPROGRESS
-            watch.until(lambda: any(each.state == "SYN-RECV" for each in server.sockets()))
-            # Not the SYNs that are sent again: each would be answered.
+            # Not the SYNs that are sent again: each would be answered, and at about the time
+            # at which the timer expires.
             with silenced(client, server):
+                watch.until(lambda: any(each.state == "SYN-RECV" for each in server.sockets()))
                 port = one.getsockname()[1]
                 watch.until(lambda: timeouts_of(watch, server, port))
                 again = counted(server, "TcpExt.TCPSynRetrans", watch) - before
@@ -174,6 +176,29 @@ def test_a_synack_gets_lost(scene: Scene, family: int) -> None:
     assert (opened.role, opened.listener_id) == ("accept", listened.socket_id)
     assert established.handshake is None, "its SYN-ACK was sent twice"
     assert states(watch.life(names[0]))[:2] == ["SYN_SENT", "ESTABLISHED"]
+
+
+def test_a_syn_comes_twice(scene: Scene) -> None:
+    """
+    It is answered twice, without any timer; the kernel counts that as well.
+    """
+    client, server, watch = scene.client, scene.server, scene.watch
+    before = server.counters()
+    with server.listen() as listener, silenced(server, client):
+        with client.inside():
+            for _ in range(2):
+                send_segment((client.ipv4, DISCARD), listener.getsockname(), SYN)
+        watch.until(lambda: timeouts_of(watch, server, DISCARD))
+        listening = name_of(server, listener)
+    again, expired = (
+        counted(server, f"TcpExt.{name}", watch) - before[f"TcpExt.{name}"]
+        for name in ("TCPSynRetrans", "TCPTimeouts")
+    )
+    timeouts = timeouts_of(watch, server, DISCARD)
+
+    assert again == expired + 1
+    assert [item.retransmits for item in timeouts] == list(range(1, again + 1))
+    assert {item.socket_id for item in timeouts} == {watch.life(listening)[0].socket_id}
 
 
 def timeouts_of(watch: Watch, server: Namespace, remote_port: int) -> list[Any]:

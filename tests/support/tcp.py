@@ -18,12 +18,12 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["End", "Workload", "connect", "ends_of", "exchange"]
+__all__ = ["SYN", "End", "Workload", "connect", "ends_of", "exchange", "send_segment"]
 
 LINGER_0 = struct.pack("ii", 1, 0)
 """``struct linger``: close(2) sends a reset."""
-RST = 4
-"""The flag of a TCP header (RFC 9293)."""
+SYN, RST = 2, 4
+"""The flags of a TCP header (RFC 9293)."""
 TCP_DEFER_ACCEPT = 9
 """From <linux/tcp.h>."""
 
@@ -191,7 +191,7 @@ class Workload:
             )
         )
         if family == socket.AF_INET:
-            _send_reset(near, (host, port))
+            send_segment(near, (host, port), RST)
         self.unanswered = (host, port), near
 
     def _start_timeouts(self, stack: ExitStack) -> None:
@@ -223,11 +223,11 @@ class Workload:
         time.sleep(0.3)
 
 
-def _send_reset(source: tuple[str, int], to: tuple[str, int]) -> None:
+def send_segment(source: tuple[str, int], to: tuple[str, int], flags: int) -> None:
     """
-    Send a reset that nobody waits for, which nobody may answer.
+    Send a segment without data over IPv4, as if there were a socket that does.
     """
-    header = struct.pack(">HHIIBBHHH", source[1], to[1], 0, 0, 5 << 4, RST, 0, 0, 0)
+    header = struct.pack(">HHIIBBHHH", source[1], to[1], 0, 0, 5 << 4, flags, 0, 0, 0)
     addresses = socket.inet_aton(source[0]) + socket.inet_aton(to[0])
     pseudo = addresses + struct.pack(">BBH", 0, socket.IPPROTO_TCP, len(header)) + header
     total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
