@@ -2,7 +2,7 @@
 """
 The loops of a part in a guest whose kernel has kprobes, where the machine's own has none.
 
-tcplife and tcpconnect need kprobes, and bcc's execsnoop the headers of the running kernel
+tcpconnect needs kprobes, and bcc's execsnoop the headers of the running kernel
 too.  The guest is the one of the kernel list that bcc comes from the same release as; its
 headers are downloaded by apt and kept beside the kernel.  Guests may be emulated: the times
 mean nothing then, their ratios somewhat.
@@ -44,10 +44,10 @@ FIGURES = {
     "fork_exec_slowdown": "fork_exec_slowdown_guest",
     "fork_exec_slowdown_execsnoop_libbpf": "fork_exec_slowdown_execsnoop_libbpf_guest",
     "connect_slowdown": "connect_slowdown_guest",
-    "connect_slowdown_tcplife_libbpf": "connect_slowdown_tcplife_libbpf",
+    "connect_slowdown_tcplife_libbpf": "connect_slowdown_tcplife_libbpf_guest",
     "connect_slowdown_tcpconnect_libbpf": "connect_slowdown_tcpconnect_libbpf",
     "bulk_mib_slowdown": "bulk_mib_slowdown_guest",
-    "bulk_mib_slowdown_tcplife_libbpf": "bulk_mib_slowdown_tcplife_libbpf",
+    "bulk_mib_slowdown_tcplife_libbpf": "bulk_mib_slowdown_tcplife_libbpf_guest",
     "bulk_mib_slowdown_tcpconnect_libbpf": "bulk_mib_slowdown_tcpconnect_libbpf",
 }
 

@@ -3,8 +3,8 @@
 Connections over the loopback device, one after the other and one that carries much, with and
 without a watcher, and what each BPF program of the tcp module cost.
 
-tcplife and tcpconnect of libbpf-tools attach tracepoints of tracefs and kprobes, so they are
-compared only on kernels that have them.
+tcplife of libbpf-tools attaches a tracepoint, as we do, and runs everywhere; its tcpconnect
+attaches kprobes, so it is compared only on kernels that have them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
     connects = Loop("connect", command, effort.loops)
     bulk = Loop("bulk_mib", [*command, "bulk"], effort.loops)
     lacks = "" if KPROBES.exists() else "needs kprobes"
-    peers = tuple(
-        Peer(f"{name}_libbpf", Path("/usr/sbin", name), "PID", lacks)
-        for name in ("tcplife", "tcpconnect")
+    peers = (
+        Peer("tcplife_libbpf", Path("/usr/sbin/tcplife"), "PID"),
+        Peer("tcpconnect_libbpf", Path("/usr/sbin/tcpconnect"), "PID", lacks),
     )
     return [
         *slowdowns(connects, "tcp", peers, effort),
