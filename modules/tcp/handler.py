@@ -15,7 +15,7 @@ import errno
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from kprobe_modules.modules.tcp.records import (
     TcpClosed,
@@ -32,7 +32,7 @@ from kprobe_modules.modules.tcp.table import OPEN_COUNT, Socket, SocketTable
 from kprobe_modules.api import Handler, SocketScan, network_namespaces, run_program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from kprobe_modules.api import Context, Record
@@ -94,7 +94,16 @@ _RUNS = 32
 _ID = Struct("<Q")
 """What ``struct km_tcp_open_socket`` begins with."""
 
+_Name = TypeVar("_Name", str, "str | None")
+
 _NOTHING_COUNTED: _Counted = (None,) * 15
+
+
+def _named(names: Sequence[_Name], number: int) -> _Name:
+    """
+    Return the name of one of the kernel's or our numbers; of a newer one itself, as text.
+    """
+    return names[number] if number < len(names) else str(number)
 
 
 @lru_cache(4096)
@@ -146,7 +155,7 @@ def _socket(
     """
     Make a socket of what a message says of it.
     """
-    listens = ROLES[role] == "listen"
+    listens = _named(ROLES, role) == "listen"
     return Socket(
         socket_id,
         pid or None,
@@ -158,8 +167,8 @@ def _socket(
         local_port,
         None if listens else _address(family, remote_address),
         None if listens else remote_port,
-        ROLES[role],
-        STATES[state],
+        _named(ROLES, role),
+        _named(STATES, state),
     )
 
 
@@ -184,7 +193,7 @@ def _counted(
     """
     Return the fields that records with counters have, without what means nothing.
     """
-    if ROLES[role] == "listen":
+    if _named(ROLES, role) == "listen":
         return (*_NOTHING_COUNTED[:-2], accept_queue, accept_queue_limit)
     return (
         bytes_sent,
@@ -197,7 +206,7 @@ def _counted(
         srtt_us or None,
         rttvar_us if srtt_us else None,
         cwnd,
-        CONGESTION_STATES[congestion_state],
+        _named(CONGESTION_STATES, congestion_state),
         unacked,
         receive_queue,
         None,
@@ -355,7 +364,7 @@ class TcpHandler(Handler):
             retransmits, out_of_order, srtt_us, rttvar_us, cwnd, congestion_state, unacked,
             receive_queue, accept_queue, accept_queue_limit,
         )  # fmt: skip
-        return (*before, TcpMetrics(time, *(*_said(socket), *counted), STATES[state]))
+        return (*before, TcpMetrics(time, *(*_said(socket), *counted), _named(STATES, state)))
 
     on_reset_tcp_counters = on_rtt_estimator
 
@@ -434,14 +443,14 @@ class TcpHandler(Handler):
         """
         Report a reset, of a socket or in answer to what belongs to none.
         """
-        listens = ROLES[role] == "listen"
+        listens = _named(ROLES, role) == "listen"
         heard = _socket(
             socket_id, start_time, cgroup_id, pid, netns, local_address, remote_address,
             local_port, remote_port, family, 0 if listens else role, state,
         )  # fmt: skip
-        what = DIRECTIONS[direction], REASONS[reason], STATES[state] or None
+        what = _named(DIRECTIONS, direction), _named(REASONS, reason), _named(STATES, state) or None
         if not socket_id or listens:
-            return (TcpReset(time, *_said_without(heard, ROLES[role]), *what),)
+            return (TcpReset(time, *_said_without(heard, _named(ROLES, role)), *what),)
         ended = self._table.ended(socket_id)
         if ended is not None:
             # A socket that is cut off ends before the reset is sent.
@@ -509,9 +518,9 @@ class TcpHandler(Handler):
         closed = TcpClosed(
             time,
             *(*_said(socket), *counted),
-            STATES[state],
+            _named(STATES, state),
             None if existing else duration,
-            SIDES[closed_first],
+            _named(SIDES, closed_first),
             errno.errorcode.get(error, str(error)) if error else None,
         )
         return (*before, *self._changed(time, socket, state, _CLOSE), closed)
@@ -567,7 +576,7 @@ class TcpHandler(Handler):
 
     def _changed(self, time: int, socket: Socket, old: int, new: int) -> Iterable[Record]:
         if self.context.tunables["state_changes"]:
-            yield TcpStateChanged(time, *_said(socket), STATES[old], STATES[new])
+            yield TcpStateChanged(time, *_said(socket), _named(STATES, old), _named(STATES, new))
 
     def _report_active(self) -> bool:
         """

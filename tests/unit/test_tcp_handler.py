@@ -551,3 +551,18 @@ def test_each_network_namespace_has_one_process(tmp_path):
 
     assert len(found) == 2
     assert "12" in found.values()
+
+
+def test_numbers_without_a_name(world):
+    """
+    A kernel may have states and reasons that nobody knew when this was written.
+    """
+    world.open(1, 5)
+    world.change(2, 5, SYN_SENT, ESTABLISHED)
+    (changed,) = world.change(3, 5, ESTABLISHED, 13)
+    (reset,) = world.reset(4, 5, reason=200)
+    closed = world.close(5, 5, state=13, congestion_state=9, closed_first=7)[-1]
+
+    assert (changed.old_state, changed.new_state) == ("ESTABLISHED", "13")
+    assert reset.reason == "200"
+    assert (closed.state, closed.congestion_state, closed.closed_first) == ("13", "9", "7")
