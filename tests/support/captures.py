@@ -36,6 +36,7 @@ from kprobe_modules.sinks.jsonl import JsonLines
 from kprobe_modules.specjson import from_plain
 from tests.support.churn import churn_command
 from tests.support.container_workload import container_workload
+from tests.support.tcp_workload import tcp_workload
 from tests.support.watch import record_workload
 
 if TYPE_CHECKING:
@@ -252,9 +253,23 @@ def _containers(path: Path) -> Selection:
     return Selection(lambda _message, fields: work.row(fields), work.observation)
 
 
+def _tcp(path: Path) -> Selection:
+    """
+    Capture sockets that were there, that open, talk, fail, are reset and close.
+    """
+    with (
+        tcp_workload() as work,
+        Capture(path) as capture,
+        Collector(journal=capture) as collector,
+    ):
+        work.run(collector)
+    return Selection(lambda _message, fields: work.row(fields), work.observation)
+
+
 WORKLOADS: Mapping[str, Callable[[Path], Selection]] = {
     "processes": _processes,
     "containers": _containers,
+    "tcp": _tcp,
 }
 
 
