@@ -59,6 +59,7 @@ def network_namespaces(proc_root: Path) -> Iterator[AbstractContextManager[None]
     Those that neither a process is in nor anything is mounted on are not found.
     """
     seen: set[int] = set()
+    nsfs = Path("/proc/self/ns/net").stat().st_dev
     pids = pids_by_namespace(proc_root).values()
     paths = [str(proc_root / pid / "ns/net") for pid in pids]
     for path in (*paths, *_mounted(proc_root)):
@@ -66,11 +67,12 @@ def network_namespaces(proc_root: Path) -> Iterator[AbstractContextManager[None]
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue  # the process has ended
-        inode = os.fstat(fd).st_ino
-        if inode in seen:
+        found = os.fstat(fd)
+        # What was mounted there may be gone, and the file below it not yet.
+        if found.st_dev != nsfs or found.st_ino in seen:
             os.close(fd)
             continue
-        seen.add(inode)
+        seen.add(found.st_ino)
         yield _inside(fd)
 
 

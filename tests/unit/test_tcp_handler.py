@@ -17,7 +17,7 @@ from kprobe_modules.modules.tcp.handler import CONFIRM_NS, STATES, TcpHandler
 from kprobe_modules.modules.tcp.table import ENDED_COUNT, OPEN_COUNT, Socket, SocketTable
 
 from kprobe_modules import namespaces
-from kprobe_modules.api import Context, SocketScan
+from kprobe_modules.api import Context, SocketScan, network_namespaces
 
 SECOND = 1_000_000_000
 FILES = ("tcp", "tcp6")
@@ -566,3 +566,17 @@ def test_numbers_without_a_name(world):
     assert (changed.old_state, changed.new_state) == ("ESTABLISHED", "13")
     assert reset.reason == "200"
     assert (closed.state, closed.congestion_state, closed.closed_first) == ("13", "9", "7")
+
+
+def test_a_namespace_that_was_mounted_is_gone(tmp_path):
+    """
+    Between reading where it is mounted and opening it, only the file below is left.
+    """
+    left = tmp_path / "netns"
+    left.touch()
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mountinfo").write_text(
+        f"36 35 0:4 net:[4026531840] {left} rw - nsfs x rw"
+    )
+
+    assert list(network_namespaces(tmp_path)) == []
