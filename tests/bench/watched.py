@@ -4,11 +4,14 @@ A loop with and without each of several watchers, and what BPF programs of ours 
 
 Loop times are taken with the kernel's statistics off, because these cost some
 tens of nanoseconds a run themselves; programs are measured in a run of their own.
+What is lost costs less than what is told, so that nothing may be: between two loops
+a watcher is given the time to say what it has seen.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -23,6 +26,7 @@ import attrs
 from kprobe_modules.collector import Collector
 from kprobe_modules.libbpf import ids, program
 from tests.bench.figures import Figure, Missing, ratios
+from tests.bench.rounds import WrongContentsError
 from tests.bench.schedule import PRODUCER_CPU, scheduled
 from tests.bench.startup import running
 
@@ -33,11 +37,15 @@ if TYPE_CHECKING:
     from kprobe_modules.libbpf.program import ProgramInfo
     from tests.bench.effort import Effort
 
-    Watcher = Callable[[], AbstractContextManager[None]]
+    Watcher = Callable[[], AbstractContextManager[Path]]
+    """Runs meanwhile, and writes to that file."""
 
 __all__ = ["KPROBES", "Loop", "Peer", "bcc_lacks", "programs", "slowdowns"]
 
 KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
+
+CATCH_UP_DEADLINE = 120.0
+"""Python writes some ten thousand records a second, where it has a processor."""
 
 START_DEADLINE = 600.0
 """bcc compiles its program first; in an emulated guest that takes minutes."""
@@ -87,7 +95,7 @@ class Peer:
 
 
 @contextmanager
-def _peer(peer: Peer, scratch: Path) -> Iterator[None]:
+def _peer(peer: Peer, scratch: Path) -> Iterator[Path]:
     """
     Run a peer until it has printed its heading, which it does once attached.
     """
@@ -107,16 +115,45 @@ def _peer(peer: Peer, scratch: Path) -> Iterator[None]:
                 msg = f"{peer.path}: {path.read_text(errors='replace')[-500:]}"
                 raise RuntimeError(msg)
             time.sleep(0.05)
-        yield
+        yield path
     finally:
         process.terminate()
         process.wait()
 
 
 @contextmanager
-def _ours(scratch: Path, name: str, module: str) -> Iterator[None]:
+def _ours(scratch: Path, name: str, module: str) -> Iterator[Path]:
+    """
+    Run the command.
+
+    Raises:
+        WrongContentsError: it has lost something.
+    """
     with running(scratch, name, module):
-        yield
+        yield scratch / f"{name}.json"
+    errors = (scratch / f"{name}.stderr").read_text(errors="replace")
+    totals = next(line for line in errors.splitlines() if " emitted, " in line)
+    if ", 0 lost," not in totals:
+        raise WrongContentsError(totals)
+
+
+def _watch_once(loop: Loop, path: Path) -> float:
+    """
+    Run a loop under the watcher that writes to *path*, and wait until it has caught up.
+    """
+    before = path.stat().st_size
+    took = loop.run()
+    # What watchers say is in order, and has the process: behind all else there is this one.
+    with subprocess.Popen([loop.command[0], "1"], stdout=subprocess.DEVNULL) as last:
+        pass
+    last_pid = re.compile(rb"\b%d\b" % last.pid)
+    deadline = time.monotonic() + CATCH_UP_DEADLINE
+    while not last_pid.search(path.read_bytes()[before:]):
+        if time.monotonic() > deadline:
+            msg = f"{path} does not tell of what has happened"
+            raise RuntimeError(msg)
+        time.sleep(0.1)
+    return took
 
 
 def bcc_lacks() -> str:
@@ -136,6 +173,9 @@ def slowdowns(
 ) -> list[Figure | Missing]:
     """
     Loop time with each watcher over the median of the loops before and after it.
+
+    Raises:
+        WrongContentsError: the module has lost something.
     """
     watchers: dict[str, Watcher] = {"": partial(_ours, effort.scratch, loop.name, module)}
     for peer in peers:
@@ -148,8 +188,8 @@ def slowdowns(
     for start in range(effort.starts):
         before = [loop.run() for _ in range(each)]
         for name, make in watchers.items():
-            with make():
-                watched[name] += [loop.run() for _ in range(each)]
+            with make() as path:
+                watched[name] += [_watch_once(loop, path) for _ in range(each)]
             after = [loop.run() for _ in range(each)]
             alone[name] += [statistics.median(before + after)] * each
             before = after
@@ -199,6 +239,9 @@ def programs(loop: Loop, module: str, effort: Effort) -> list[Figure | Missing]:
                     spent.setdefault(info.name, []).append(took / times)
                     runs[info.name] = runs.get(info.name, 0) + times
         memory = next(each.memory for each in collector.metrics() if each.module == module)
+        if lost := collector.stats().modules[module]["lost"]:
+            msg = f"{module}: {lost} lost"
+            raise WrongContentsError(msg)
     return [
         *(
             Figure(f"program_{name}_ns", values, "ns", note=f"{runs[name]} runs")
@@ -214,3 +257,4 @@ def _run_while_polling(loop: Loop, collector: Collector) -> None:
     with process:
         while process.poll() is None:
             collector.poll(timeout=0.1)
+    collector.flush()
