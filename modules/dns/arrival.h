@@ -64,10 +64,15 @@ static __always_inline bool find_arriving(struct km_dns_sight *sight)
 	}
 	if (protocol == host_order(ETH_P_IPV6)) {
 		struct km_dns_ipv6_header header = {};
+		struct km_dns_fragment_header next = {};
 
 		bpf_probe_read_kernel(&header, sizeof(header), sight->network);
 		sight->transport = sight->network + sizeof(header);
-		return header.protocol == IPPROTO_UDP;
+		if (header.protocol != IPPROTO_FRAGMENT)
+			return header.protocol == IPPROTO_UDP;
+		bpf_probe_read_kernel(&next, sizeof(next), sight->transport);
+		sight->transport += sizeof(next);
+		return next.protocol == IPPROTO_UDP && !(host_order(next.fragment) & 0xfff8);
 	}
 	return false;
 }

@@ -29,6 +29,13 @@ struct km_dns_ipv6_header {
 	km_ipv6 destination;
 };
 
+struct km_dns_fragment_header {
+	__u8 protocol;
+	__u8 _reserved;
+	km_be16 fragment;
+	__u32 _identification;
+};
+
 struct km_dns_udp_header {
 	km_be16 source;
 	km_be16 destination;

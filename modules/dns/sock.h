@@ -8,6 +8,7 @@
 /* include/uapi/linux/in.h, include/uapi/linux/if_ether.h */
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_FRAGMENT 44
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
 

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the programs of the dns module see, on whatever kernel this runs on: every byte of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import pytest
+from kprobe_modules.modules.dns import MODULE
+
+from kprobe_modules import Collector
+from kprobe_modules.features import Features
+from kprobe_modules.objectfile import read
+from tests.support.cgroups import own_cgroup_id
+from tests.support.dns import (
+    MTU,
+    OTHER_PORT,
+    RAW_MODULE,
+    STRANGE_PORT,
+    TICK,
+    Exchange,
+    Packet,
+    Process,
+    SocketClosed,
+    Workload,
+)
+from tests.support.namespaces import alone
+from tests.support.requirements import needs
+from tests.support.sockets import of
+from tests.support.watch import record_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kprobe_modules import Record
+
+OWN = {hook.name: [item for item in hook.alternatives if not item.slot] for hook in MODULE.hooks}
+"""The alternatives that are attached; who calls slots is in test_dns_sharing."""
+LAST = max(map(len, OWN.values()))
+
+KEPT = 4096
+"""Bytes of a datagram that are told."""
+
+HEADERS = 64
+"""Bytes of a fragment that are no payload, at most."""
+
+
+@pytest.fixture(autouse=True)
+def _needs_root() -> None:
+    needs.root()
+    needs.command("ip")
+
+
+@pytest.fixture(scope="module")
+def absent() -> frozenset[str]:
+    """
+    Return the programs that this kernel cannot attach.
+    """
+    spec = read(MODULE.object_bytes("x86_64"), "dns")
+    features = Features()
+    try:
+        return frozenset(
+            item.name
+            for item in spec.programs
+            if item.target and not features.program(item.kind, item.target)
+        )
+    finally:
+        features.close()
+
+
+def run(collector: Collector, workload: Workload) -> list[Record]:
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            workload.run()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    records = record_until(collector, lambda: not thread.is_alive())
+    thread.join()
+    if failed:
+        raise failed[0]
+    return records
+
+
+def check_process(packet: Packet, process: Process, *, known: bool) -> None:
+    if not known and not packet.pid:
+        return
+    assert packet.pid == process.pid, packet
+    assert packet.start_time // TICK == process.started
+    assert packet.cgroup_id == own_cgroup_id()
+
+
+def check_payload(packet: Packet, sent: bytes, *, whole: bool) -> None:
+    assert packet.total_length == len(sent)
+    if whole or len(sent) < MTU - HEADERS:
+        assert packet.payload == sent[:KEPT]
+    else:
+        assert MTU - HEADERS <= len(packet.payload) < MTU
+        assert packet.payload == sent[: len(packet.payload)]
+
+
+def check_exchange(
+    truth: Exchange, packets: Sequence[Packet], netns: int, live: Mapping[str, str]
+) -> None:
+    """
+    Compare all four sights of a query and its answer with what was sent.
+    """
+    client, server = truth.near, truth.far
+    # What arrives is told before its process takes it.
+    known = live["udp_received"] != "received_btf"
+    expected = [
+        ("sent", client, server, truth.client, truth.query),
+        ("received", server, client, truth.server, truth.query),
+        ("sent", server, client, truth.server, truth.answer),
+        ("received", client, server, truth.client, truth.answer),
+    ]
+    assert len(packets) == len(expected), (truth.mode, len(truth.query), packets)
+    for packet, (direction, local, remote, process, data) in zip(packets, expected, strict=True):
+        assert (packet.direction, packet.local, packet.remote) == (direction, local, remote)
+        assert (packet.transport, packet.route, packet.offset) == ("udp", 0, 0)
+        assert (packet.family, packet.netns) == (truth.family, netns)
+        check_process(packet, process, known=known or direction == "sent")
+        whole = live[f"udp_{direction}"] not in ("sent_btf", "received_btf")
+        check_payload(packet, data, whole=whole)
+    assert packets[0].socket_id == packets[3].socket_id != packets[1].socket_id
+    assert packets[1].socket_id == packets[2].socket_id
+
+
+def check_streams(workload: Workload, packets: Sequence[Packet], live: Mapping[str, str]) -> None:
+    """
+    Put the pieces together: each byte was told once, in order, by both ends.
+    """
+    for truth in workload.streams:
+        for direction, ends in (
+            ("sent", (truth.local, truth.remote)),
+            ("received", (truth.remote, truth.local)),
+        ):
+            if f"tcp_{direction}" not in live:
+                continue
+            pieces = [
+                each
+                for each in packets
+                if each.direction == direction and (each.local, each.remote) == ends
+            ]
+            assert b"".join(each.payload for each in pieces) == truth.data
+            assert all(each.total_length == len(each.payload) <= KEPT for each in pieces)
+            starts = [sum(len(each.payload) for each in pieces[:n]) for n in range(len(pieces))]
+            assert [each.offset for each in pieces] == starts
+            for each in pieces:
+                check_process(each, workload.exchanges[0].client, known=True)
+
+
+def check_sockets(records: Sequence[Record], live: Mapping[str, str]) -> None:
+    """
+    Each socket has an id of its own, and its end is told once, behind all else.
+    """
+    ends: dict[int, set[tuple[str, int]]] = defaultdict(set)
+    last: dict[int, int] = {}
+    for number, record in enumerate(records):
+        if isinstance(record, Packet):
+            # The port, as who is bound to none has more than one address.
+            ends[record.socket_id].add((record.transport, record.local[1]))
+            last[record.socket_id] = number
+    assert all(len(each) == 1 for each in ends.values())
+    closed = [record.socket_id for record in of(records, SocketClosed)]
+    if "closed" in live:
+        assert sorted(closed) == sorted(ends)
+        for number, record in enumerate(records):
+            if isinstance(record, SocketClosed):
+                assert number > last[record.socket_id]
+
+
+@pytest.mark.parametrize("rank", range(LAST))
+def test_each_alternative(rank: int, absent: frozenset[str]) -> None:
+    """
+    The alternatives of one rank, of all hooks at a time: each tells of every byte.
+
+    A hook without one of that rank uses the first that there is.
+    """
+    chosen = {
+        hook: alternatives[rank].name
+        for hook, alternatives in OWN.items()
+        if rank < len(alternatives) and not absent & set(alternatives[rank].programs)
+    }
+    if not chosen:
+        pytest.xfail(f"this kernel has no alternatives of rank {rank}")
+    with (
+        alone() as here,
+        Collector(chosen={f"dns.{hook}": name for hook, name in chosen.items()}) as collector,
+    ):
+        workload = Workload(here)
+        collector.attach(RAW_MODULE, port_2=OTHER_PORT)
+        live = {
+            choice.hook.name: choice.alternative.name
+            for choice in collector.status("dns").choices
+            if choice.alternative
+        }
+        assert {hook: live[hook] for hook in chosen} == chosen
+        records = [
+            record
+            for record in run(collector, workload)
+            if not isinstance(record, Packet) or record.netns == here.inode
+        ]
+        records += collector.flush()
+        stats = collector.stats().modules["dns"]
+    packets = of(records, Packet)
+    found: dict[bytes, list[Packet]] = defaultdict(list)
+    for packet in packets:
+        if packet.transport == "udp":
+            found[packet.payload[4:12]].append(packet)
+
+    for truth in workload.exchanges:
+        check_exchange(truth, found.pop(truth.query[4:12]), here.inode, live)
+    assert not found
+    assert not any(STRANGE_PORT in (each.local[1], each.remote[1]) for each in packets)
+    assert workload.strangers
+    check_streams(workload, packets, live)
+    check_sockets(records, live)
+    assert stats["lost"] == stats["errors"] == 0
+    assert stats["emitted"] == stats["received"]
+
+
+def test_no_function_is_missing(absent: frozenset[str]) -> None:
+    """
+    Every kernel with kprobes that we know has all of them: what is missing was renamed.
+    """
+    needs.kprobes()
+    tracepoints = {"received_btf", "reader_btf", "written_btf"}
+
+    assert absent <= tracepoints, "these have come with 6.3 and 6.16"
