@@ -249,26 +249,19 @@ class Workload:
 
     def _group(self) -> None:
         """
-        Send to a group that two have joined.
+        Send to a group that one has joined.
         """
         near, far = self.place
-        client, servers = Counted(near), (Counted(far, bind=False), Counted(far, bind=False))
+        client, server = Counted(near), Counted(far, bind=False)
         client.socket.setsockopt(
             socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(near.ipv4)
         )
+        server.socket.bind(("", 0))
         request = struct.pack("4s4s", socket.inet_aton(GROUP), socket.inet_aton(far.ipv4))
-        port = 0
-        for server in servers:
-            server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.socket.bind(("", port))
-            server.socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
-            port = port or server.port
-            # Two of the same port could not be told apart.
-            break
-        client.send(307, (GROUP, port))
-        servers[0].read()
-        servers[1].socket.close()
-        self._done(client, servers[0])
+        server.socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+        client.send(307, (GROUP, server.port))
+        server.read()
+        self._done(client, server)
 
 
 def test_no_function_is_missing(absent: frozenset[str]) -> None:
