@@ -426,7 +426,12 @@ def test_a_packet_that_comes_by_both_routes_is_told_once(world):
     assert shown(8, 1, number=6) == 1
     assert shown(9, 1, direction=RECEIVED) == 1
     assert shown(6 + WINDOW_NS, 1) >= 1, "the time is over"
-    assert [shown(10 + WINDOW_NS, route, tag=0) for route in (0, 1)] == [1, 1], "it has no number"
+    assert shown(2 * WINDOW_NS - 1, 0, tag=5) == 1
+    assert shown(2 * WINDOW_NS + 6, 0) == 1, "what is remembered begins anew"
+    assert shown(2 * WINDOW_NS + 7, 1, tag=5) == 0
+    assert [shown(10 + 3 * WINDOW_NS, route, tag=0) for route in (0, 1)] == [1, 1], (
+        "it has no number"
+    )
 
 
 def test_routes_remember_a_bounded_number_of_packets(world):
@@ -585,6 +590,10 @@ def test_streams_are_bounded(world):
         Connection(world, number=number).piece(wire[:-1])
     assert len(world.handler._streams._streams) == STREAM_COUNT
     assert world.handler._streams.forgotten == 3
+    oldest = next(iter(world.handler._streams._streams))
+    Connection(world, number=oldest[0]).piece(wire, offset=0)
+    Connection(world, number=STREAM_COUNT + 3).piece(wire[:-1])
+    assert oldest in world.handler._streams._streams, "the one that was used last stays"
 
 
 # -- any order -------------------------------------------------------------------------

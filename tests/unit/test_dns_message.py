@@ -295,6 +295,7 @@ def test_damage_behind_the_question_leaves_what_is_before_it():
         (HTTPS, b"\0\1\0\0\4\0\3abc"),
         (HTTPS, b"\0\1\0\0\4\0\4abcd\0\3\0\2ab"),
         (SVCB, b"\0\1\0\0\1\0\3\5ab"),
+        (SVCB, b"\0\1"),
     ],
 )
 def test_a_value_that_is_not_as_its_type_wants_it_is_given_as_bytes(rdtype, data):
@@ -315,6 +316,7 @@ def test_the_response_code_has_its_upper_bits_from_the_additional_section():
     assert parse(start + between + between + opt).rcode == 0x123
     assert parse(start + between + opt + between).rcode == 0x123
     assert parse(header(1, 0, 1, 0) + question() + opt).rcode == 0
+    assert parse(header(1, 0, 1, 1) + question() + opt + between).rcode == 0
     lacking = parse(start + between)
     assert (lacking.rcode, lacking.malformed) == (3, True)
 
