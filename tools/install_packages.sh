@@ -25,7 +25,8 @@ network='ip iproute2
 nginx nginx-light
 iperf3 iperf3'
 peers='/usr/sbin/bpftool bpftool
-/usr/sbin/execsnoop libbpf-tools'
+/usr/sbin/execsnoop libbpf-tools
+/usr/sbin/tcpretrans.bt bpftrace'
 
 PATH=$PATH:/usr/sbin:/sbin
 

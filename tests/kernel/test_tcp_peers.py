@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The tcp module next to those who know sockets as well: ss, nginx, iperf3, tcplife, tcpconnect.
+The tcp module next to those who know sockets as well: ss, nginx, iperf3, tcplife, tcpconnect,
+tcpretrans.
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kprobe_modules.modules.tcp.records import TcpClosed, TcpMetrics, TcpOpened, TcpSynackTimeout
+from kprobe_modules.modules.tcp.records import (
+    TcpClosed,
+    TcpMetrics,
+    TcpOpened,
+    TcpSynackTimeout,
+    TcpSynTimeout,
+)
 
 from kprobe_modules import Collector
 from tests.support.connections import connections_command, plain, read_ends
 from tests.support.emulation import fewer
-from tests.support.namespaces import LiveSocket, Namespace, ShapeError, joined, running
+from tests.support.namespaces import (
+    LiveSocket,
+    Namespace,
+    ShapeError,
+    joined,
+    running,
+    silenced,
+)
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Name, Watch, connected, name_of, of
 from tests.support.watch import record_until, record_workload
@@ -32,6 +46,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
+DISCARD = 9
+"""A port at which nobody listens."""
 DEADLINE = 120.0
 """Seconds: emulated guests are slow."""
 
@@ -344,27 +360,31 @@ def check_streams(report: dict[str, Any], closed: Sequence[TcpClosed]) -> None:
         assert mine.retransmits >= stream["retransmits"]
 
 
-def tool(name: str) -> str:
+def tool(name: str, package: str) -> str:
     path = shutil.which(name, path="/usr/sbin:/usr/bin")
-    needs.that(path, f"needs Debian's {name} (package libbpf-tools)")
+    needs.that(path, f"needs Debian's {name} (package {package})")
     assert path is not None
     return path
 
 
 @contextmanager
-def observing(name: str) -> Iterator[list[str]]:
+def observing(name: str, package: str = "libbpf-tools") -> Iterator[list[str]]:
     """
-    Run an observer of libbpf-tools; what it has printed is there in the end.
+    Run an observer; what it has printed below its heading is there in the end.
     """
     printed: list[str] = []
     with subprocess.Popen(
-        ["stdbuf", "-oL", tool(name)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["stdbuf", "-oL", tool(name, package)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as observer:
         assert observer.stdout is not None
-        heading = observer.stdout.readline()
-        if "PID" not in heading:
-            observer.kill()
-            needs.unmet(f"{name} does not run on this kernel: {heading.strip()}")
+        before: list[str] = []
+        while not before or " PID " not in f" {before[-1]}":
+            before.append(observer.stdout.readline())
+            if not before[-1]:
+                needs.unmet(f"{name} does not run on this kernel: {''.join(before).strip()}")
         yield printed
         time.sleep(2)
         observer.send_signal(signal.SIGINT)
@@ -416,3 +436,52 @@ def test_agrees_with_tcplife_and_tcpconnect() -> None:
     assert Counter((plain(words[-2]), int(words[-1])) for words in mine) == Counter(
         (item.remote_address, item.remote_port) for item in opened if item.role == "connect"
     )
+
+
+def test_agrees_with_tcpretrans() -> None:
+    """
+    Each segment that is sent again, of a connection and of one that does not come about.
+    """
+    needs.kprobes()
+    with (
+        joined() as (client, server),
+        observing("tcpretrans.bt", "bpftrace") as lines,
+        Collector(["tcp"], rings=ROOMY) as collector,
+        ExitStack() as stack,
+    ):
+        watch = Watch(collector)
+        # It does not see the probes that are sent when an answer is late.
+        client.set("net/ipv4/tcp_early_retrans", 0)
+        ones = []
+        for family in FAMILIES:
+            with server.listen(family) as listener:
+                one, other = connected(client, listener)
+            ones.append(stack.enter_context(one))
+            stack.enter_context(other)
+        before = client.counters()["Tcp.RetransSegs"]
+        with silenced(client, server):
+            for one in ones:
+                one.sendall(b"a" * 101)
+            ones.append(stack.enter_context(client.open_socket()))
+            ones[-1].settimeout(0)
+            ones[-1].connect_ex((server.ipv4, DISCARD))
+            ports = {one.getsockname()[1] for one in ones}
+            watch.until(
+                lambda: any(item.netns == client.inode for item in of(watch.records, TcpSynTimeout))
+            )
+            for one in ones:
+                cut(one)
+        again = client.counters()["Tcp.RetransSegs"] - before
+        watch.flush()
+    ours = {
+        item.local_port: item.retransmits
+        for item in of(watch.records, TcpClosed)
+        if item.netns == client.inode
+    }
+    shown = [words for words in map(str.split, lines) if len(words) == 5]
+    theirs = Counter(int(words[2].rpartition(":")[2]) for words in shown)
+
+    assert ours.keys() == ports
+    assert all(ours.values())
+    assert sum(ours.values()) == again
+    assert {port: theirs[port] for port in ports} == ours
