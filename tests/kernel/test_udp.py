@@ -353,6 +353,10 @@ def test_each_alternative(rank: int, absent: frozenset[str], inhabited: Place) -
     assert noted or live["receive"] == "receive_btf"
     for one, number in workload.sockets:
         check_life(one, number, watch.records, peers=noted)
+    groups = [item for item in of(watch.records, UdpTraffic) if item.local_address == GROUP]
+    assert [(item.direction, item.datagrams, item.bytes) for item in groups] == (
+        [("received", 1, 307)] if noted else []
+    )
     check_old(old, life(watch.records, far, port), live, after - before)
     assert stats["lost"] == stats["errors"] == 0
     assert stats["emitted"] == stats["received"]

@@ -255,9 +255,16 @@ def test_iperf3(here: Namespace) -> None:
             *("--length", "1000", "--blockcount", str(amount), "--bitrate", "8M"),
         )
         printed, _ = server.communicate(timeout=60)
-        watch.until(lambda: len(closed_ports(watch.records, here)) >= 2)
-    ours = [item for item in watch.records if getattr(item, "netns", None) == here.inode]
-    sender, receiver = sorted(of(ours, UdpClosed), key=lambda item: item.bytes_received or 0)
+
+        def closed() -> list[UdpClosed]:
+            """
+            Those that were used: the server binds another one, for whom would come next.
+            """
+            ours = [item for item in of(watch.records, UdpClosed) if item.netns == here.inode]
+            return [item for item in ours if item.datagrams_sent]
+
+        watch.until(lambda: len(closed()) == 2)
+    sender, receiver = sorted(closed(), key=lambda item: item.bytes_received or 0)
     sent = json.loads(client)["end"]["streams"][0]["udp"]
     received = json.loads(printed)["end"]["sum_received"]
 
@@ -270,7 +277,7 @@ def test_iperf3(here: Namespace) -> None:
     for direction, end in (("sent", sender), ("received", receiver)):
         told = [
             item
-            for item in of(ours, UdpTraffic)
+            for item in of(watch.records, UdpTraffic)
             if (item.socket_id, item.direction) == (end.socket_id, direction)
         ]
         assert sum(item.datagrams for item in told) == getattr(end, f"datagrams_{direction}")
