@@ -24,9 +24,19 @@ struct km_udp_ipv4_header {
 };
 
 struct km_udp_ipv6_header {
-	__u8 _before_source[8];
+	__u8 _before_next[6];
+	__u8 next; /* which header follows */
+	__u8 hop_limit;
 	km_ipv6 source;
 	km_ipv6 destination;
+};
+
+/* behind the one of IPv6, if it is next */
+struct km_udp_fragment_header {
+	__u8 next;
+	__u8 _reserved;
+	km_be16 fragment; /* the offset, and flags */
+	__u32 identification;
 };
 
 struct km_udp_header {
@@ -37,7 +47,8 @@ struct km_udp_header {
 };
 
 #define KM_UDP_HEADER sizeof(struct km_udp_header)
-#define KM_UDP_FRAGMENT_OFFSET 0x1fff
+#define KM_UDP_FRAGMENT_OFFSET 0x1fff /* of IPv4; of IPv6 it is the upper bits */
+#define KM_UDP_NEXT_IS_FRAGMENT 44
 
 /* how many datagrams a packet is; one without payload is one as well */
 static __always_inline __u64 datagrams_of(__u64 bytes, __u16 gso_size)
@@ -57,6 +68,18 @@ static __always_inline void set_address(__u8 *to, km_be32 address)
 	__builtin_memcpy(to, &address, sizeof(address));
 }
 
+/* of fragments only the first has the header of UDP */
+static __always_inline bool is_later_fragment(const struct km_udp_ipv6_header *six,
+					      const unsigned char *network)
+{
+	struct km_udp_fragment_header header = {};
+
+	if (six->next != KM_UDP_NEXT_IS_FRAGMENT)
+		return false;
+	bpf_probe_read_kernel(&header, sizeof(header), network + sizeof(*six));
+	return host_order(header.fragment) >> 3;
+}
+
 /* the datagrams' ends as the headers have them; false if it is no packet of IP */
 static __noinline bool fill_ends(struct km_udp_peer *peer, struct sk_buff *skb, bool received,
 				 struct km_udp_header *udp)
@@ -74,7 +97,6 @@ static __noinline bool fill_ends(struct km_udp_peer *peer, struct sk_buff *skb, 
 	if (peer->family == 4) {
 		set_address(peer->local_address, received ? four.destination : four.source);
 		set_address(peer->remote_address, received ? four.source : four.destination);
-		/* of fragments only the first has the header of UDP */
 		return !(host_order(four.fragment) & KM_UDP_FRAGMENT_OFFSET);
 	}
 	bpf_probe_read_kernel(&six, sizeof(six), network);
@@ -82,7 +104,7 @@ static __noinline bool fill_ends(struct km_udp_peer *peer, struct sk_buff *skb, 
 			 sizeof(km_ipv6));
 	__builtin_memcpy(peer->remote_address, received ? six.source : six.destination,
 			 sizeof(km_ipv6));
-	return peer->family == 6;
+	return peer->family == 6 && !is_later_fragment(&six, network);
 }
 
 /* ---- sent ---- */

@@ -175,18 +175,19 @@ class Workload:
 
     def _exchange(self, family: int) -> None:
         """
-        Ask and answer, unconnected; look first, read less than there is, and nothing at all.
+        Ask and answer, unconnected; look first, read nothing, less than there is, and fragments.
         """
         near, far = self.place
         client, server = Counted(near, family, bind=False), Counted(far, family)
         to = server.address, server.port
-        for size in (101, 0, 1009):
+        for size in (101, 0, 1009, 4001):
             client.send(size, to)
         assert len(server.socket.recv(50, socket.MSG_PEEK)) == 50
         peer = server.read()
         assert server.socket.recv(50, socket.MSG_PEEK) == b""
         server.read()
         server.read(7, size=1009)
+        server.read()
         server.send(211, peer)
         client.read()
         self._done(client, server)
