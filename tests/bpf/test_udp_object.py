@@ -5,6 +5,7 @@ The object of the udp module: what it says, and that the running kernel takes it
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -56,6 +57,8 @@ AT_ONCE = 32
 LOG = 62  # KM_DIAGNOSTIC_BPF_LOG
 KEY = struct.Struct("<Q16s16sHHBB2x")
 FLOW = struct.Struct("<5Q")
+SOCKET = struct.Struct("<3QI12xQQ")
+"""Of ``struct km_udp_open_socket``: id, start time, cgroup, process, datagrams and bytes sent."""
 
 
 @pytest.fixture(params=["x86_64", "arm64"])
@@ -209,3 +212,39 @@ def test_what_finds_no_room_in_the_ring_is_kept_for_another_time():
     assert emitted == lost == 3
     assert set(after) == before
     assert set(after.values()) == {FLOW.pack(0, 1, 10, 2, 20)}
+
+
+def test_what_finds_no_room_among_the_flows_is_told_at_once(features):
+    """
+    The totals have it as well, and a log says why.
+    """
+    needs.that(features.program("tp_btf", "net_dev_queue"), "needs tp_btf/net_dev_queue")
+    data = MODULE.object_bytes(machine_arch())
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        BpfObject.open(data, MODULE.name) as opened,
+    ):
+        server.bind(("127.0.0.1", 0))
+        client.bind(("127.0.0.1", 0))
+        for each in opened.programs.values():
+            each.set_autoload(each.name == "queue_btf")
+        opened.maps["udp_flows"].set_max_entries(1)
+        make_ring_buffer(opened, data)
+        opened.load()
+        bpf_map.update(opened.maps["udp_flows"].fd, bytes(KEY.size), bytes(FLOW.size))
+        with opened.programs["queue_btf"].attach_trace():
+            for size in (5, 7):
+                client.sendto(bytes(size), server.getsockname())
+        told, lost = counters(opened, 3)
+        logged, _ = counters(opened, LOG)
+        table = opened.maps["udp_open_sockets"].fd
+        entries = [bpf_map.lookup(table, key) for key in bpf_map.keys(table)]
+    # Others on this machine may send as well.
+    ours = [SOCKET.unpack_from(entry) for entry in entries if entry]
+    totals = [(datagrams, size) for *_, pid, datagrams, size in ours if pid == os.getpid()]
+
+    assert totals == [(2, 12)]
+    assert told >= 2
+    assert lost == 0
+    assert logged >= 1
