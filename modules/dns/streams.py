@@ -13,10 +13,15 @@ from collections import OrderedDict
 
 from kprobe_modules.modules.dns.message import HEADER_SIZE
 
-__all__ = ["KEPT", "STREAM_COUNT", "StreamTable"]
+__all__ = ["BUFFERED", "KEPT", "STREAM_COUNT", "StreamTable"]
 
 KEPT = 4096
-"""Bytes of a message that are kept: as many as of a datagram."""
+"""Bytes of a message that are always kept: as many as of a datagram."""
+
+BUFFERED = 8 << 20
+"""Bytes of messages under way beyond which no more than that is kept of one."""
+
+_LONGEST = 0xFFFF
 
 STREAM_COUNT = 1024
 """How many streams are followed at most."""
@@ -50,9 +55,11 @@ class _Stream:
         """What is there of it, without holes."""
         self.given_up = False
 
-    def take(self, data: bytes, done: list[tuple[bytes, int]]) -> None:
+    def take(self, data: bytes, room: int, done: list[tuple[bytes, int]]) -> None:
         """
         Go on with bytes; append the messages that end in them, each with its length.
+
+        No more than *room* bytes of a message are kept.
         """
         at = 0
         self.position += len(data)
@@ -63,9 +70,7 @@ class _Stream:
             part = data[at : at + self.left]
             at += len(part)
             if len(self.kept) + self.left == self.length:
-                self.kept += part
-                if len(self.kept) > KEPT:
-                    del self.kept[KEPT:]
+                self.kept += part[: max(room - len(self.kept), 0)]
             self.left -= len(part)
             if not self.left:
                 self._end(done)
@@ -113,6 +118,8 @@ class StreamTable:
     def __init__(self) -> None:
         self.given_up = 0
         self.forgotten = 0
+        self._buffered = 0
+        """Bytes that all streams keep."""
         self._streams: OrderedDict[tuple[int, int], _Stream] = OrderedDict()
 
     def feed(
@@ -135,15 +142,18 @@ class StreamTable:
         if stream.given_up:
             return []
         done: list[tuple[bytes, int]] = []
+        self._buffered -= len(stream.kept)
         try:
             if offset > stream.position:
                 stream.skip(offset - stream.position, done)
             known = stream.position - offset
             if known < length:
-                stream.take(payload[known:], done)
+                room = _LONGEST if self._buffered < BUFFERED else KEPT
+                stream.take(payload[known:], room, done)
                 stream.skip(offset + length - stream.position, done)
         except _LostError:
             self._give_up(stream)
+        self._buffered += len(stream.kept)
         return done
 
     def give_up(self, socket_id: int, direction: int) -> None:
@@ -152,6 +162,7 @@ class StreamTable:
         """
         stream = self._streams.get((socket_id, direction))
         if stream is not None and not stream.given_up:
+            self._buffered -= len(stream.kept)
             self._give_up(stream)
 
     def close(self, socket_id: int) -> None:
@@ -159,7 +170,8 @@ class StreamTable:
         Forget the streams of a socket.
         """
         for direction in (0, 1):
-            self._streams.pop((socket_id, direction), None)
+            stream = self._streams.pop((socket_id, direction), None)
+            self._buffered -= len(stream.kept) if stream else 0
 
     def _stream(self, socket_id: int, direction: int, offset: int) -> _Stream:
         key = socket_id, direction
@@ -168,6 +180,7 @@ class StreamTable:
             stream = self._streams[key] = _Stream(offset)
             if len(self._streams) > STREAM_COUNT:
                 _, oldest = self._streams.popitem(last=False)
+                self._buffered -= len(oldest.kept)
                 self.forgotten += bool(oldest.left or oldest.prefix)
         self._streams.move_to_end(key)
         return stream

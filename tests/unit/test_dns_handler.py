@@ -24,7 +24,7 @@ from kprobe_modules.modules.dns.handler import COMPLAIN_NS, DIRECTIONS, TRANSPOR
 from kprobe_modules.modules.dns.message import Answer
 from kprobe_modules.modules.dns.queries import OPEN_COUNT, PAST_COUNT, REMEMBERED_NS
 from kprobe_modules.modules.dns.routes import KEPT_COUNT, WINDOW_NS
-from kprobe_modules.modules.dns.streams import KEPT, STREAM_COUNT
+from kprobe_modules.modules.dns.streams import BUFFERED, KEPT, STREAM_COUNT
 
 from kprobe_modules.api import Context
 from kprobe_modules.sinks.jsonl import JsonLines
@@ -511,7 +511,7 @@ def test_pieces_that_overlap_are_taken_once(world):
     assert [each.query_id for each in records] == [1, 2, 3]
 
 
-def test_a_large_message_is_kept_in_part(world):
+def test_a_large_message(world):
     large = response("www.example.org", "TXT", *[(60, "TXT", f'"{n:0200}"') for n in range(60)])
     assert len(large) > 2 * KEPT
     stream = framed(large, response(number=8))
@@ -524,9 +524,35 @@ def test_a_large_message_is_kept_in_part(world):
     records += other.piece(framed(response(number=8)))
 
     assert [each.query_id for each in records] == [7, 8, 7, 8]
-    assert [each.incomplete for each in records] == [True, False, True, False]
-    assert 15 < len(records[0].answers) < 25
+    assert [each.incomplete for each in records] == [False, False, True, False]
+    assert len(records[0].answers) == 60
     assert 15 < len(records[2].answers) < 25
+
+
+def test_what_streams_keep_is_bounded(world):
+    """
+    Each has the beginning of a message of 64 KiB that does not end.
+    """
+    wire = struct.pack("!H", 0xFFFF) + response()
+    wire += bytes(0xFFFF - len(wire))
+    table = world.handler._streams
+    for number in range(STREAM_COUNT):
+        Connection(world, number=number).piece(wire)
+    kept = [len(stream.kept) for stream in table._streams.values()]
+
+    assert min(kept) == KEPT
+    assert max(kept) > 0xFF00
+    assert sum(kept) == table._buffered < BUFFERED + 0xFFFF + STREAM_COUNT * KEPT
+    for number in range(1, 100):
+        world.close(2, number)
+    (told,) = Connection(world, number=0).piece(bytes(3), offset=len(wire))
+    (cut,) = Connection(world, number=STREAM_COUNT - 1).piece(bytes(3), offset=len(wire))
+    assert [told.incomplete, cut.incomplete] == [False, True]
+    table.give_up(101, SENT)
+    Connection(world, number=STREAM_COUNT).piece(wire)
+    for number in range(STREAM_COUNT + 1):
+        world.close(2, number)
+    assert table._buffered == 0
 
 
 def test_a_piece_that_is_missing_within_a_message_cuts_it_off(world):
