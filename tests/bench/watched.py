@@ -47,6 +47,9 @@ KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 CATCH_UP_DEADLINE = 120.0
 """Python writes some ten thousand records a second, where it has a processor."""
 
+PATIENCE = 10.0
+"""How long to wait for a single turn before another one is run."""
+
 START_DEADLINE = 600.0
 """bcc compiles its program first; in an emulated guest that takes minutes."""
 
@@ -143,17 +146,29 @@ def _watch_once(loop: Loop, path: Path) -> float:
     """
     before = path.stat().st_size
     took = loop.run()
-    # What watchers say is in order, and has the process: behind all else there is this one.
-    with subprocess.Popen([loop.command[0], "1"], stdout=subprocess.DEVNULL) as last:
-        pass
-    last_pid = re.compile(rb"\b%d\b" % last.pid)
     deadline = time.monotonic() + CATCH_UP_DEADLINE
-    while not last_pid.search(path.read_bytes()[before:]):
+    while not _tells_of_one_more(loop, path, before):
         if time.monotonic() > deadline:
             msg = f"{path} does not tell of what has happened"
             raise RuntimeError(msg)
-        time.sleep(0.1)
     return took
+
+
+def _tells_of_one_more(loop: Loop, path: Path, since: int) -> bool:
+    """
+    Run a single turn, and tell whether it is heard of soon; it may have been lost.
+
+    What watchers say is in order, and has the process: so all else was said before.
+    """
+    with subprocess.Popen([loop.command[0], "1"], stdout=subprocess.DEVNULL) as last:
+        pass
+    last_pid = re.compile(rb"\b%d\b" % last.pid)
+    patience = time.monotonic() + PATIENCE
+    while time.monotonic() < patience:
+        if last_pid.search(path.read_bytes()[since:]):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def bcc_lacks() -> str:
