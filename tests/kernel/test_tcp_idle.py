@@ -4,7 +4,8 @@ The tcp module with sockets that do nothing for long: their age makes no differe
 
 The kernel has one timer that looks at such a socket, keepalive.  Time is counted in its expiries,
 and for other sockets in intervals of metrics, of which some hundreds pass meanwhile.
-``KPROBE_MODULES_TEST_IDLE=600`` waits for so many seconds besides.
+``KPROBE_MODULES_TEST_IDLE=600`` waits for so many seconds besides, if ``PYTEST_ADDOPTS`` has a
+``--timeout`` that lets it.
 """
 
 from __future__ import annotations
