@@ -23,7 +23,10 @@ runc runc
 busybox busybox-static'
 network='ip iproute2
 nginx nginx-light
-iperf3 iperf3'
+iperf3 iperf3
+dnsmasq dnsmasq-base
+dig bind9-dnsutils
+tcpdump tcpdump'
 peers='/usr/sbin/bpftool bpftool
 /usr/sbin/execsnoop libbpf-tools
 /usr/sbin/tcpretrans.bt bpftrace'
