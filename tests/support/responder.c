@@ -2,16 +2,16 @@
 /*
  * Answers datagrams, taking and sending them in one of the ways that there are.
  *
- *	responder MODE FAMILY ADDRESS PORT COUNT
+ *	responder COUNT [MODE FAMILY ADDRESS PORT]...
  *
- * Says the id of the process that answers, and answers COUNT datagrams with what they
- * hold and the bit set that makes a DNS message a response. MODE is
+ * For each socket there is a process of its own, which has inherited it: its id is said,
+ * in the order of the arguments, and it answers COUNT datagrams with what they hold and the
+ * bit set that makes a DNS message a response. MODE is
  *
- *	plain   recvfrom and sendto
+ *	plain   recvmsg and sendmsg
  *	look    the same, after a look with MSG_PEEK
  *	many    recvmmsg and sendmmsg
  *	ring    io_uring
- *	forked  a process that has inherited the socket
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -81,12 +81,6 @@ static int open_socket(int family, const char *address, int port)
 	return fd;
 }
 
-static void say(pid_t pid)
-{
-	printf("%d\n", pid);
-	fflush(stdout);
-}
-
 static void answer_plain(int fd, int count, int look)
 {
 	struct msghdr *header = &headers[0].msg_hdr;
@@ -133,10 +127,8 @@ static void open_ring(struct ring *ring)
 	struct io_uring_params *p = &ring->params;
 
 	ring->fd = syscall(__NR_io_uring_setup, AT_ONCE, p);
-	if (ring->fd < 0) {
-		printf("no ring: %s\n", strerror(errno));
-		exit(0);
-	}
+	if (ring->fd < 0)
+		die("io_uring_setup");
 	ring->submitted = mmap(NULL, p->sq_off.array + p->sq_entries * 4, PROT_READ | PROT_WRITE,
 			       MAP_SHARED, ring->fd, IORING_OFF_SQ_RING);
 	ring->completed = mmap(NULL, p->cq_off.cqes + p->cq_entries * sizeof(struct io_uring_cqe),
@@ -184,7 +176,6 @@ static void answer_by_ring(int fd, int count)
 	struct ring ring = {};
 
 	open_ring(&ring);
-	say(getpid());
 	while (count--) {
 		prepare();
 		make_response(&datagrams[0], do_by_ring(&ring, IORING_OP_RECVMSG, fd, header));
@@ -192,36 +183,35 @@ static void answer_by_ring(int fd, int count)
 	}
 }
 
-static void answer_forked(int fd, int count)
+/* returns the process that answers */
+static pid_t answer(const char *mode, int fd, int count)
 {
 	pid_t child = fork();
 
-	if (!child) {
-		answer_plain(fd, count, 0);
-		exit(0);
-	}
-	say(child);
-	wait(NULL);
+	if (child)
+		return child;
+	if (!strcmp(mode, "ring"))
+		answer_by_ring(fd, count);
+	else if (!strcmp(mode, "many"))
+		answer_many(fd, count);
+	else
+		answer_plain(fd, count, !strcmp(mode, "look"));
+	_exit(0);
 }
 
 int main(int argc, char **argv)
 {
-	if (argc != 6)
-		return 2;
-	const char *mode = argv[1];
-	int family = !strcmp(argv[2], "ipv4") ? AF_INET : AF_INET6, count = atoi(argv[5]);
-	int fd = open_socket(family, argv[3], atoi(argv[4]));
+	int count = atoi(argv[1]), status, failed = 0;
 
-	if (!strcmp(mode, "ring")) {
-		answer_by_ring(fd, count);
-	} else if (!strcmp(mode, "forked")) {
-		answer_forked(fd, count);
-	} else {
-		say(getpid());
-		if (!strcmp(mode, "many"))
-			answer_many(fd, count);
-		else
-			answer_plain(fd, count, !strcmp(mode, "look"));
+	for (int i = 2; i + 3 < argc; i += 4) {
+		int family = !strcmp(argv[i + 1], "ipv4") ? AF_INET : AF_INET6;
+		int fd = open_socket(family, argv[i + 2], atoi(argv[i + 3]));
+
+		printf("%d\n", answer(argv[i], fd, count));
+		close(fd);
 	}
-	return 0;
+	fflush(stdout);
+	while (wait(&status) > 0)
+		failed |= status;
+	return failed != 0;
 }
