@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 PROGRAMS = (
     *(program for hook in MODULE.hooks for each in hook.alternatives for program in each.programs),
-    *MODULE.tail_calls.values(),
 )
 SURVEY = (
     "security_sk_free",
@@ -70,7 +69,7 @@ def features() -> Iterator[Features]:
 
 def test_messages(spec):
     assert {message.name: (message.id, message.layout.size) for message in spec.messages} == {
-        "dns_packet": (1, 112),
+        "dns_packet": (1, 120),
         "dns_socket_closed": (2, 24),
     }
     assert spec.message("dns_packet").layout.tail.name == "payload"

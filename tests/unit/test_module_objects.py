@@ -6,12 +6,14 @@ What holds for the objects of every module that we ship.
 from __future__ import annotations
 
 import pytest
-from kprobe_modules.modules import containers, processes, tcp, udp
+from kprobe_modules.modules import containers, dns, processes, tcp, udp
 
 from kprobe_modules.maps import collector_spec
 from kprobe_modules.objectfile import read
+from kprobe_modules.registry import Registry
+from kprobe_modules.sharing import SharedMaps
 
-MODULES = [containers.MODULE, processes.MODULE, tcp.MODULE, udp.MODULE]
+MODULES = [containers.MODULE, dns.MODULE, processes.MODULE, tcp.MODULE, udp.MODULE]
 SHOWN = 15
 """Characters of a name that the kernel keeps."""
 
@@ -61,3 +63,7 @@ def test_common_maps_are_as_the_collector_has_them(module, spec):
 
     for name in module.common_maps:
         assert spec.map(name) == common.map(name)
+
+
+def test_shared_maps_are_as_their_exporter_has_them(module, spec):
+    assert SharedMaps(Registry().find).differences(module, spec) == []
