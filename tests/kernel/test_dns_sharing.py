@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dns.message
@@ -28,6 +29,7 @@ KPROBES = {"udp.send": "send4_kprobe", "udp.receive": "receive_kprobe"}
 SERVED = {"udp_sent": "slot/udp_sent", "udp_received": "slot/udp_received"}
 TURNS = 3
 LOCALHOST = "127.0.0.1"
+NETNS = Path("/proc/self/ns/net").stat().st_ino
 
 
 class Chat:
@@ -94,11 +96,18 @@ def has_kprobes() -> bool:
         return bool(features.program("kprobe", "udp_send_skb"))
 
 
-def told(records: Sequence[Any]) -> Counter[tuple[str, str, str]]:
+def of_chat(record: Any, chat: Chat) -> bool:
+    """
+    Tell whether it is about a socket of ours: others may speak at the same ports elsewhere.
+    """
+    return record.netns == NETNS and record.local_port in chat.ports
+
+
+def told(records: Sequence[Any], chat: Chat) -> Counter[tuple[str, str, str]]:
     return Counter(
         (each.record, each.role, each.question_name)
         for each in records
-        if isinstance(each, DnsQuery | DnsResponse)
+        if isinstance(each, DnsQuery | DnsResponse) and of_chat(each, chat)
     )
 
 
@@ -142,7 +151,7 @@ def test_dns_misses_nothing_while_udp_comes_and_goes(chat: Chat) -> None:
                 assert live(collector) == own
                 records += rest(collector, chat)
         records += collector.flush()
-    assert told(records) == asked(chat)
+    assert told(records, chat) == asked(chat)
 
 
 def test_udp_misses_nothing_while_dns_comes_and_goes(chat: Chat) -> None:
@@ -161,13 +170,11 @@ def test_udp_misses_nothing_while_dns_comes_and_goes(chat: Chat) -> None:
             records += collector.poll(timeout=1)
     totals = [(each.datagrams_sent, each.datagrams_received) for each in ended(records, chat)]
     assert totals == [(chat.asked, chat.asked)] * 2
-    assert set(told(records).values()) == {1}
+    assert set(told(records, chat).values()) == {1}
 
 
 def ended(records: Sequence[Any], chat: Chat) -> list[Any]:
-    return [
-        each for each in records if isinstance(each, UdpClosed) and each.local_port in chat.ports
-    ]
+    return [each for each in records if isinstance(each, UdpClosed) and of_chat(each, chat)]
 
 
 @pytest.mark.parametrize("order", [("udp", "dns"), ("dns", "udp")])
@@ -178,14 +185,16 @@ def test_both_have_the_same_name_for_a_socket(chat: Chat, order: tuple[str, str]
         chat.ask()
         records = collector.flush()
         opened = {
-            each.local_port: each.socket_id for each in records if isinstance(each, UdpOpened)
+            each.local_port: each.socket_id
+            for each in records
+            if isinstance(each, UdpOpened) and of_chat(each, chat)
         }
         named = {
             each.local_port: each.socket_id
             for each in records
-            if isinstance(each, DnsQuery | DnsResponse)
+            if isinstance(each, DnsQuery | DnsResponse) and of_chat(each, chat)
         }
-        assert named == {port: opened[port] for port in chat.ports}
+        assert named == opened
         # Without udp it has a name too, and not a used one.
         collector.detach("udp")
         chat.ask()
