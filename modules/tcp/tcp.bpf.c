@@ -39,6 +39,7 @@
 #include "resets.h"
 
 #include <km/entry.h>
+#include <km/holders.h>
 
 const volatile __u8 state_changes KM_DOC("0: do not report changes of state") = 1;
 
@@ -799,31 +800,14 @@ int existing_tcp(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
-/*
- * Since when entries of seen_inodes count, for the scan that is under way.
- * inserted: at creation. written: the handler. read: on_seq_show.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} scan_epoch SEC(".maps");
-
 /* a line of /proc/PID/net/tcp; the first is a heading, and some are no sockets */
 static __noinline int on_seq_show(void *ctx, struct sock *sk)
 {
 	struct km_tcp_open_socket found = {};
-	struct km_seen_inode *seen;
-	__u32 zero = 0, inode, *epoch;
 
 	if ((__u64)sk <= 1 || !is_open(state_of(sk)))
 		return 0;
-	inode = km_read(sk, sk_socket, file, f_inode, i_ino);
-	seen = bpf_map_lookup_elem(&seen_inodes, &inode);
-	epoch = bpf_map_lookup_elem(&scan_epoch, &zero);
-	if (seen && epoch && (__s32)(seen->epoch - *epoch) >= 0)
-		found.pid = seen->pid;
+	found.pid = holder_of(sk);
 	on_found(ctx, sk, &found);
 	return 0;
 }

@@ -29,6 +29,7 @@
 #include "packets.h"
 
 #include <km/entry.h>
+#include <km/holders.h>
 
 const volatile __u32 km_slot_udp_sent = 0;
 const volatile __u32 km_slot_udp_received = 0;
@@ -409,31 +410,14 @@ int existing_udp(struct bpf_iter__udp *ctx)
 	return 0;
 }
 
-/*
- * Since when entries of seen_inodes count, for the scan that is under way.
- * inserted: at creation. written: the handler. read: on_seq_show.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} scan_epoch SEC(".maps");
-
 /* a line of /proc/PID/net/udp; the first is a heading */
 static __noinline int on_seq_show(void *ctx, struct sock *sk)
 {
 	struct km_udp_open_socket found = {};
-	struct km_seen_inode *seen;
-	__u32 zero = 0, inode, *epoch;
 
 	if ((__u64)sk <= 1)
 		return 0;
-	inode = km_read(sk, sk_socket, file, f_inode, i_ino);
-	seen = bpf_map_lookup_elem(&seen_inodes, &inode);
-	epoch = bpf_map_lookup_elem(&scan_epoch, &zero);
-	if (seen && epoch && (__s32)(seen->epoch - *epoch) >= 0)
-		found.pid = seen->pid;
+	found.pid = holder_of(sk);
 	on_found(ctx, sk, &found);
 	return 0;
 }

@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import subprocess
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,21 @@ from kprobe_modules.architecture import machine_arch
 from kprobe_modules.features import Features
 from kprobe_modules.objectfile import read
 from tests.support.cgroups import own_cgroup_id
-from tests.support.datagrams import GROUP, UDP_GRO, UDP_SEGMENT, Counted, Traffic, drops_in_proc
+from tests.support.datagrams import (
+    GROUP,
+    UDP_GRO,
+    UDP_SEGMENT,
+    Counted,
+    Traffic,
+    drops_in_proc,
+    traffic_of,
+)
 from tests.support.namespaces import Namespace, joined
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Watch, of
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterator, Sequence
 
 Place = tuple[Namespace, Namespace]
@@ -85,19 +93,6 @@ def life(records: Sequence[Any], here: Namespace, port: int) -> list[Any]:
     ]
     assert len({item.socket_id for item in ours}) == 1, ours
     return ours
-
-
-def traffic_of(records: Sequence[Any]) -> tuple[Counter[Traffic], Counter[Traffic]]:
-    """
-    Add up what records say of datagrams and bytes, by direction and peer.
-    """
-    datagrams: Counter[Traffic] = Counter()
-    payload: Counter[Traffic] = Counter()
-    for item in of(records, UdpTraffic):
-        key = item.direction, item.remote_address, item.remote_port
-        datagrams[key] += item.datagrams
-        payload[key] += item.bytes
-    return datagrams, payload
 
 
 def check_owner(record: Any, *, whole: bool = True) -> None:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import pytest
 from kprobe_modules.modules.udp.records import UdpClosed, UdpOpened, UdpTraffic
 
 from kprobe_modules import Collector
-from tests.support.datagrams import Counted
+from tests.support.datagrams import Counted, traffic_of
 from tests.support.emulation import fewer
 from tests.support.namespaces import Namespace, alone, running
 from tests.support.requirements import needs
@@ -27,7 +26,6 @@ from tests.support.sockets import ROOMY, Watch, by_socket, of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.support.datagrams import Traffic
 
 DATAGRAMS = 5
 """How many each peer sends, of different sizes."""
@@ -75,16 +73,6 @@ class Echo:
         self.counted.socket.close()
 
 
-def told_of(records: Sequence[Any]) -> tuple[Counter[Traffic], Counter[Traffic]]:
-    datagrams: Counter[Traffic] = Counter()
-    payload: Counter[Traffic] = Counter()
-    for item in of(records, UdpTraffic):
-        key = item.direction, item.remote_address, item.remote_port
-        datagrams[key] += item.datagrams
-        payload[key] += item.bytes
-    return datagrams, payload
-
-
 def check(one: Counted, port: int, records: Sequence[Any]) -> None:
     """
     Compare what was recorded of a socket's traffic with what it counted, peer by peer.
@@ -93,7 +81,7 @@ def check(one: Counted, port: int, records: Sequence[Any]) -> None:
     """
     traffic = of(records, UdpTraffic)
     ours = [item for item in traffic if (item.netns, item.local_port) == (one.here.inode, port)]
-    datagrams, payload = told_of(ours)
+    datagrams, payload = traffic_of(ours)
     if any(key[1] is None for key in datagrams):
         for told, counted in ((datagrams, one.datagrams), (payload, one.bytes)):
             for direction in ("sent", "received"):

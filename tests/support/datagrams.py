@@ -9,14 +9,27 @@ import os
 import socket
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from kprobe_modules.modules.udp.records import UdpTraffic
+
+from tests.support.sockets import of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from tests.support.namespaces import Namespace
 
-__all__ = ["GROUP", "UDP_GRO", "UDP_SEGMENT", "Counted", "Traffic", "drops_in_proc"]
+__all__ = [
+    "GROUP",
+    "UDP_GRO",
+    "UDP_SEGMENT",
+    "Counted",
+    "Traffic",
+    "drops_in_proc",
+    "traffic_of",
+]
 
 UDP_SEGMENT, UDP_GRO = 103, 104
 """Options of ``include/uapi/linux/udp.h``."""
@@ -110,3 +123,16 @@ def drops_in_proc(one: Counted) -> int:
     inode = str(os.fstat(one.socket.fileno()).st_ino)
     (found,) = (line.split() for line in lines if line.split()[9] == inode)
     return int(found[12])
+
+
+def traffic_of(records: Sequence[Any]) -> tuple[Counter[Traffic], Counter[Traffic]]:
+    """
+    Add up what records say of datagrams and bytes, by direction and peer.
+    """
+    datagrams: Counter[Traffic] = Counter()
+    payload: Counter[Traffic] = Counter()
+    for item in of(records, UdpTraffic):
+        key = item.direction, item.remote_address, item.remote_port
+        datagrams[key] += item.datagrams
+        payload[key] += item.bytes
+    return datagrams, payload
