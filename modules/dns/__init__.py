@@ -15,13 +15,10 @@ from kprobe_modules.api import Alternative, Hook, Manifest
 __all__ = ["MODULE"]
 
 _WHOLE = "the datagram is told of when its headers are complete"
-_DEVICE = (
-    "told of when the datagram is handed to a device; of one that is sent in fragments the first "
-    "is kept"
-)
+_DEVICE = "told of when the datagram is handed to a device, if no filter drops it before"
 _ARRIVAL = (
     "told of when the datagram arrives, whether it is taken or not, with the process that has used "
-    "the socket last; of one that comes in fragments the first is kept"
+    "the socket last"
 )
 
 MODULE = Manifest(

@@ -21,26 +21,152 @@ static __always_inline bool is_passed_on(struct sk_buff *skb)
 	return km_read(lower, next) != lower;
 }
 
+/* where a fragment belongs */
+struct km_dns_cut {
+	__u32 identification; /* of the datagram; 0 for what is no fragment */
+	__u32 offset;	      /* in what follows the IP headers */
+	bool more;	      /* others follow */
+};
+
+/* returns whether it is UDP; `transport` is then where the IP headers end */
+static __always_inline bool find_transport(struct km_dns_sight *sight, struct km_dns_cut *cut)
+{
+	struct km_dns_ipv4_header four = {};
+	struct km_dns_ipv6_header six = {};
+	struct km_dns_fragment_header next = {};
+	__u16 field;
+
+	if (version_of(sight) == 4) {
+		bpf_probe_read_kernel(&four, sizeof(four), sight->network);
+		sight->transport = sight->network + (four.version_and_length & 15) * 4;
+		field = host_order(four.fragment);
+		cut->offset = (field & 0x1fff) * 8;
+		cut->more = (field & 0x2000) != 0;
+		cut->identification = cut->offset || cut->more ? four.identification | 1U << 16 : 0;
+		return four.protocol == IPPROTO_UDP;
+	}
+	bpf_probe_read_kernel(&six, sizeof(six), sight->network);
+	sight->transport = sight->network + sizeof(six);
+	if (six.protocol != IPPROTO_FRAGMENT)
+		return six.protocol == IPPROTO_UDP;
+	bpf_probe_read_kernel(&next, sizeof(next), sight->transport);
+	sight->transport += sizeof(next);
+	field = host_order(next.fragment);
+	cut->offset = field & 0xfff8;
+	cut->more = field & 1;
+	cut->identification = next.identification | 1;
+	return next.protocol == IPPROTO_UDP;
+}
+
+/* add a fragment to those before it; returns whether it is the next one */
+static __noinline bool append_cut(struct km_dns_work *work, const struct km_dns_sight *sight,
+				  const struct km_dns_cut *cut)
+{
+	__u32 filled = work->copy.filled, wanted = message_of(work)->total_length;
+	struct sk_buff *skb = sight->skb;
+
+	if (work->copy.identification != cut->identification ||
+	    filled + sizeof(struct km_dns_udp_header) != cut->offset)
+		return false;
+	begin_copy(work, skb, sight->transport - km_read(skb, data), wanted);
+	work->copy.filled = filled;
+	copy_parts(work);
+	return true;
+}
+
+/* ---- sent ---- */
+
+/*
+ * Datagrams whose first fragments have been sent, by the address of the socket: the
+ * others follow at once.
+ * inserted: write_first(). deleted: write_next(); by age. read: both.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 64);
+	__type(key, __u64);
+	__type(value, struct km_dns_work);
+} cut_datagrams SEC(".maps");
+
+static __noinline int write_first(void *ctx, struct sock *sk, const struct km_dns_sight *sight,
+				  const struct km_dns_cut *cut)
+{
+	struct km_dns_socket *socket = socket_of(ctx, sk);
+	struct km_dns_work *work, *before;
+	__u64 key = (__u64)sk;
+	__u32 slot;
+
+	if (!socket)
+		return 0;
+	work = take_work(&slot, sk);
+	if (!work)
+		return 0;
+	fill_socket(message_of(work), sk, socket, sight->foreign);
+	fill_datagram(work, sight);
+	work->copy.identification = cut->identification;
+	before = bpf_map_lookup_elem(&cut_datagrams, &key);
+	if (before)
+		write_packet(ctx, before, before->copy.filled);
+	if (bpf_map_update_elem(&cut_datagrams, &key, work, BPF_ANY))
+		write_packet(ctx, work, work->copy.filled);
+	km_scratch_give(slot);
+	return 0;
+}
+
+/* told when all is there that is wanted, or there is no more */
+static __noinline int write_next(void *ctx, struct sock *sk, const struct km_dns_sight *sight,
+				 const struct km_dns_cut *cut)
+{
+	struct km_dns_work *work;
+	__u64 key = (__u64)sk;
+
+	work = bpf_map_lookup_elem(&cut_datagrams, &key);
+	if (!work || !append_cut(work, sight, cut) || (cut->more && !is_filled(work)))
+		return 0;
+	write_packet(ctx, work, work->copy.filled);
+	bpf_map_delete_elem(&cut_datagrams, &key);
+	return 0;
+}
+
 /* who runs here has sent it, unless it had waited for the address of the next hop */
-static __always_inline int on_queue(void *ctx, struct sk_buff *skb)
+static __always_inline bool is_foreign(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	bool foreign = !km_read(task, tgid) || km_read(task, flags) & PF_KTHREAD;
 
-	if (!km_read(skb, sk) || is_passed_on(skb))
-		return 0;
-	return on_ip_send(ctx, skb, foreign);
+	return !km_read(task, tgid) || km_read(task, flags) & PF_KTHREAD;
 }
+
+static __always_inline int on_queue(void *ctx, struct sk_buff *skb)
+{
+	struct km_dns_sight sight = { .skb = skb, .direction = KM_DNS_SENT };
+	struct sock *sk = km_read(skb, sk);
+	struct km_dns_cut cut = {};
+
+	if (!sk || !speaks(sk, IPPROTO_UDP))
+		return 0;
+	sight.network = km_read(skb, head) + km_read(skb, network_header);
+	if (!find_transport(&sight, &cut))
+		return 0;
+	if (cut.offset)
+		return write_next(ctx, sk, &sight, &cut);
+	read_ports(&sight);
+	if (!is_dns(sight.local_port, sight.remote_port) || is_passed_on(skb) ||
+	    sight.local_port != host_order(km_read((struct inet_sock *)sk, inet_sport)))
+		return 0;
+	sight.foreign = is_foreign();
+	return cut.more ? write_first(ctx, sk, &sight, &cut) : write_datagram(ctx, sk, &sight);
+}
+
+/* ---- received ---- */
 
 /* what this CPU has received last, if it is DNS and no socket has got it yet */
 struct km_dns_arrival {
 	struct km_dns_work work;
-	__u32 filled;
-	__u32 pending;
+	__u64 pending;
 };
 
 /*
- * inserted: at creation. written: on_arriving(), write_arrival(). read: on_arrived().
+ * inserted: at creation. written: on_arriving(), write_arrival(). read: both, on_arrived().
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -49,58 +175,53 @@ struct {
 	__type(value, struct km_dns_arrival);
 } arrivals SEC(".maps");
 
-/* the network header is where the data begins; only the first fragment has ports */
-static __always_inline bool find_arriving(struct km_dns_sight *sight)
+static __always_inline struct km_dns_arrival *find_arrival(void)
 {
-	km_be16 protocol = km_read(sight->skb, protocol);
-
-	sight->network = km_read(sight->skb, data);
-	if (protocol == host_order(ETH_P_IP)) {
-		struct km_dns_ipv4_header header = {};
-
-		bpf_probe_read_kernel(&header, sizeof(header), sight->network);
-		sight->transport = sight->network + (header.version_and_length & 15) * 4;
-		return header.protocol == IPPROTO_UDP && !(host_order(header.fragment) & 0x1fff);
-	}
-	if (protocol == host_order(ETH_P_IPV6)) {
-		struct km_dns_ipv6_header header = {};
-		struct km_dns_fragment_header next = {};
-
-		bpf_probe_read_kernel(&header, sizeof(header), sight->network);
-		sight->transport = sight->network + sizeof(header);
-		if (header.protocol != IPPROTO_FRAGMENT)
-			return header.protocol == IPPROTO_UDP;
-		bpf_probe_read_kernel(&next, sizeof(next), sight->transport);
-		sight->transport += sizeof(next);
-		return next.protocol == IPPROTO_UDP && !(host_order(next.fragment) & 0xfff8);
-	}
-	return false;
-}
-
-static __noinline int note_arrival(const struct km_dns_sight *sight)
-{
-	struct km_dns_arrival *arrival;
 	__u32 zero = 0;
 
-	arrival = bpf_map_lookup_elem(&arrivals, &zero);
+	return bpf_map_lookup_elem(&arrivals, &zero);
+}
+
+static __noinline int note_arrival(const struct km_dns_sight *sight, const struct km_dns_cut *cut)
+{
+	struct km_dns_arrival *arrival = find_arrival();
+
 	if (!arrival)
 		return 0;
 	message_of(&arrival->work)->netns = km_read(sight->skb, dev, nd_net.net, ns.inum);
 	arrival->work.sk = 0;
-	arrival->filled = fill_datagram(&arrival->work, sight);
+	fill_datagram(&arrival->work, sight);
+	arrival->work.copy.identification = cut->identification;
 	arrival->pending = true;
 	return 0;
 }
 
+static __noinline int note_next(const struct km_dns_sight *sight, const struct km_dns_cut *cut)
+{
+	struct km_dns_arrival *arrival = find_arrival();
+
+	if (arrival && arrival->pending)
+		append_cut(&arrival->work, sight, cut);
+	return 0;
+}
+
+/* the network header is where the data begins */
 static __always_inline int on_arriving(struct sk_buff *skb)
 {
 	struct km_dns_sight sight = { .skb = skb, .direction = KM_DNS_RECEIVED };
+	km_be16 protocol = km_read(skb, protocol);
+	struct km_dns_cut cut = {};
 
-	if (!find_arriving(&sight))
+	if (protocol != host_order(ETH_P_IP) && protocol != host_order(ETH_P_IPV6))
 		return 0;
+	sight.network = km_read(skb, data);
+	if (!find_transport(&sight, &cut))
+		return 0;
+	if (cut.offset)
+		return note_next(&sight, &cut);
 	read_ports(&sight);
 	if (is_dns(sight.local_port, sight.remote_port))
-		note_arrival(&sight);
+		note_arrival(&sight, &cut);
 	return 0;
 }
 
@@ -126,18 +247,17 @@ static __noinline int write_arrival(void *ctx, struct sock *sk, struct km_dns_ar
 	if (!socket)
 		return 0;
 	fill_socket(message, sk, socket, true);
-	write_packet(ctx, &arrival->work, arrival->filled);
+	write_packet(ctx, &arrival->work, arrival->work.copy.filled);
 	return 0;
 }
 
 static __always_inline int on_arrived(void *ctx, struct sock *sk)
 {
 	struct km_dns_arrival *arrival;
-	__u32 zero = 0;
 
 	if (!speaks(sk, IPPROTO_UDP))
 		return 0;
-	arrival = bpf_map_lookup_elem(&arrivals, &zero);
+	arrival = find_arrival();
 	return arrival && arrival->pending ? write_arrival(ctx, sk, arrival) : 0;
 }
 

@@ -12,7 +12,8 @@
 /* the headers of a packet, as far as they are read (RFC 791, 8200, 768) */
 struct km_dns_ipv4_header {
 	__u8 version_and_length;
-	__u8 _before[5];
+	__u8 _before[3];
+	km_be16 identification;
 	km_be16 fragment;
 	__u8 _between;
 	__u8 protocol;
@@ -33,7 +34,7 @@ struct km_dns_fragment_header {
 	__u8 protocol;
 	__u8 _reserved;
 	km_be16 fragment;
-	__u32 _identification;
+	km_be32 identification;
 };
 
 struct km_dns_udp_header {
@@ -168,11 +169,7 @@ static __noinline __u32 fill_payload(struct km_dns_work *work, const struct km_d
 	}
 	message_of(work)->total_length = length;
 	begin_copy(work, skb, skip, length);
-	for (int i = 0; i < KM_DNS_PARTS; i++) {
-		if (!append_part(work) || is_filled(work))
-			break;
-	}
-	return work->copy.filled;
+	return copy_parts(work);
 }
 
 /* all but what is the socket's */
@@ -242,9 +239,9 @@ static __always_inline int on_udp_send(void *ctx, struct sk_buff *skb, const voi
 }
 
 /* the headers are complete */
-static __always_inline int on_ip_send(void *ctx, struct sk_buff *skb, bool foreign)
+static __always_inline int on_ip_send(void *ctx, struct sk_buff *skb)
 {
-	struct km_dns_sight sight = { .skb = skb, .direction = KM_DNS_SENT, .foreign = foreign };
+	struct km_dns_sight sight = { .skb = skb, .direction = KM_DNS_SENT };
 	struct sock *sk = km_read(skb, sk);
 
 	if (!sk || !speaks(sk, IPPROTO_UDP))

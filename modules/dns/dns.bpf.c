@@ -86,28 +86,28 @@ SEC("fentry/ip_send_skb")
 KM_HOOK(udp_sent, TELEMETRY)
 int BPF_PROG(sent4_ip_fentry, struct net *net, struct sk_buff *skb)
 {
-	return on_ip_send(ctx, skb, false);
+	return on_ip_send(ctx, skb);
 }
 
 SEC("fentry/ip6_send_skb")
 KM_HOOK(udp_sent, TELEMETRY)
 int BPF_PROG(sent6_ip_fentry, struct sk_buff *skb)
 {
-	return on_ip_send(ctx, skb, false);
+	return on_ip_send(ctx, skb);
 }
 
 SEC("kprobe/ip_send_skb")
 KM_HOOK(udp_sent, TELEMETRY)
 int BPF_KPROBE(sent4_ip_kprobe, struct net *net, struct sk_buff *skb)
 {
-	return on_ip_send(ctx, skb, false);
+	return on_ip_send(ctx, skb);
 }
 
 SEC("kprobe/ip6_send_skb")
 KM_HOOK(udp_sent, TELEMETRY)
 int BPF_KPROBE(sent6_ip_kprobe, struct sk_buff *skb)
 {
-	return on_ip_send(ctx, skb, false);
+	return on_ip_send(ctx, skb);
 }
 
 SEC("tp_btf/net_dev_queue")

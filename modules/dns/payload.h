@@ -128,4 +128,14 @@ static __always_inline bool is_filled(struct km_dns_work *work)
 	return work->copy.filled >= work->copy.wanted;
 }
 
+/* returns how much of the payload is there */
+static __noinline __u32 copy_parts(struct km_dns_work *work)
+{
+	for (int i = 0; i < KM_DNS_PARTS; i++) {
+		if (!append_part(work) || is_filled(work))
+			break;
+	}
+	return work->copy.filled;
+}
+
 #endif

@@ -22,10 +22,10 @@ struct km_dns_copy {
 	__u64 info;		     /* a struct skb_shared_info: of the former */
 	__u32 index;		     /* 0: its linear part; else a fragment */
 	__u32 fragments;
-	__u32 skip;   /* bytes of what follows that are passed over */
-	__u32 filled; /* bytes that are there */
-	__u32 wanted; /* bytes in all, at most KM_DNS_PAYLOAD */
-	__u32 _pad;
+	__u32 skip;	      /* bytes of what follows that are passed over */
+	__u32 filled;	      /* bytes that are there */
+	__u32 wanted;	      /* bytes in all, at most KM_DNS_PAYLOAD */
+	__u32 identification; /* of a datagram that is in fragments (arrival.h) */
 };
 
 /* what a process writes to a connection or reads from one (stream.h) */

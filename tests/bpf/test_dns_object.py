@@ -50,7 +50,7 @@ TRACEPOINTS = (
     "skb_copy_datagram_iovec",
 )
 
-EMULATED = 60_000
+EMULATED = 80_000
 """Instructions that the verifier may look at, per program: more takes too long in a guest."""
 
 

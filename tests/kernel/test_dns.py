@@ -17,7 +17,6 @@ from kprobe_modules.features import Features
 from kprobe_modules.objectfile import read
 from tests.support.cgroups import own_cgroup_id
 from tests.support.dns import (
-    MTU,
     OTHER_PORT,
     RAW_MODULE,
     STRANGE_PORT,
@@ -47,9 +46,6 @@ KEPT = 4096
 
 BRIEF_FROM = 3
 """From this rank on there are alternatives for one hook only."""
-
-HEADERS = 64
-"""Bytes of a fragment that are no payload, at most."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,13 +97,9 @@ def check_process(packet: Packet, process: Process, *, known: bool) -> None:
     assert packet.cgroup_id == own_cgroup_id()
 
 
-def check_payload(packet: Packet, sent: bytes, *, whole: bool) -> None:
+def check_payload(packet: Packet, sent: bytes) -> None:
     assert packet.total_length == len(sent)
-    if whole or len(sent) < MTU - HEADERS:
-        assert packet.payload == sent[:KEPT]
-    else:
-        assert MTU - HEADERS <= len(packet.payload) < MTU
-        assert packet.payload == sent[: len(packet.payload)]
+    assert packet.payload == sent[:KEPT]
 
 
 def check_exchange(
@@ -131,8 +123,7 @@ def check_exchange(
         assert (packet.transport, packet.route, packet.offset) == ("udp", 0, 0)
         assert (packet.family, packet.netns) == (truth.family, netns)
         check_process(packet, process, known=known or direction == "sent")
-        whole = live[f"udp_{direction}"] not in ("sent_btf", "received_btf")
-        check_payload(packet, data, whole=whole)
+        check_payload(packet, data)
     assert packets[0].socket_id == packets[3].socket_id != packets[1].socket_id
     assert packets[1].socket_id == packets[2].socket_id
 
