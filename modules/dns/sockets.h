@@ -154,7 +154,7 @@ static __noinline struct km_dns_socket *insert(void *ctx, struct sock *sk)
 {
 	struct km_dns_socket socket = { .socket_id = new_id(), .inode = inode_of(sk) };
 	struct km_dns_inserted inserted = { .key = (__u64)sk, .socket_id = socket.socket_id };
-	long error;
+	int error; /* the upper half of what 5.10 returns is not set */
 
 	error = bpf_map_update_elem(&dns_sockets, &inserted.key, &socket, BPF_NOEXIST);
 	if (error == -E2BIG) {
