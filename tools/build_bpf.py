@@ -162,9 +162,9 @@ def _compile(root: Path, source: Path, target: Path, told: str, tools: tuple[str
 
 def _headers_of_modules(source: Path) -> list[str]:
     """
-    Return what lets an example see the headers of modules, whose maps it imports.
+    Return what lets a module see the headers of those whose maps it imports.
     """
-    return ["-I", "modules"] if source.parts[0] == "examples" else []
+    return ["-I", "modules"] if source.parts[0] in {"modules", "examples"} else []
 
 
 def _layout(root: Path, source: Path, name: str) -> str:

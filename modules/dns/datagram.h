@@ -3,11 +3,12 @@
 #ifndef KM_DNS_DATAGRAM_H
 #define KM_DNS_DATAGRAM_H
 
+#include <udp/open_socket.h> /* as that module exports it */
+
 #include "messages.h"
 #include "payload.h"
 #include "ports.h"
 #include "sockets.h"
-#include "udp_open_sockets.h"
 
 /* the headers of a packet, as far as they are read (RFC 791, 8200, 768) */
 struct km_dns_ipv4_header {

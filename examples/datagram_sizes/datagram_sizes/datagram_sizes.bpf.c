@@ -13,8 +13,9 @@
 #include <km/entry.h>
 #include <km/scratch.h>
 
+#include <udp/open_socket.h>
+
 #include "messages.h"
-#include "udp/open_socket.h"
 
 #define AF_INET 2
 #define AF_INET6 10
