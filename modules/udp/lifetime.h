@@ -117,6 +117,27 @@ static __always_inline void forget(struct sock *sk, __u64 socket_id)
 		bpf_map_delete_elem(&udp_open_sockets, &key);
 }
 
+#define KM_UDP_TRIES 4
+
+/*
+ * Whether this call has taken the socket out. The map refuses a lock that is held on the
+ * same CPU or not given in time; so it is asked again, and what cannot be taken out in
+ * the end is told nevertheless.
+ */
+static __noinline bool take_out(void *ctx, struct sock *sk, __u64 socket_id)
+{
+	__u64 key = (__u64)sk;
+	long error = 0;
+
+	for (int i = 0; i < KM_UDP_TRIES; i++) {
+		error = bpf_map_delete_elem(&udp_open_sockets, &key);
+		if (!error || error == -ENOENT)
+			return !error;
+	}
+	km_log(ctx, KM_CODE_MAP_DELETE_FAILED, socket_id, error);
+	return true;
+}
+
 /* `from` has the fields that are not asked of the socket; false if it was there, or no room */
 static __noinline bool track(void *ctx, struct sock *sk, struct km_udp_open_socket *from)
 {

@@ -48,7 +48,7 @@ struct km_udp_open_socket {
  * Every socket that has a port, by its address; what is told of it bears its
  * socket_id, as the kernel uses addresses again.
  * inserted: track(), by START, EXISTING, and TELEMETRY of a socket not met before.
- * deleted: end(), by END, who reports the end; announce(), when the start found no room.
+ * deleted: take_out(), by END, who reports the end; forget(), when the start found no room.
  * read: every program of the module; the handler after a loss; programs of others.
  */
 struct {

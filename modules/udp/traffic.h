@@ -301,12 +301,11 @@ static __noinline int write_last(void *ctx, struct km_udp_open_socket *socket)
 static __noinline int end_as(void *ctx, struct sock *sk, bool missed)
 {
 	struct km_udp_open_socket *found = find(sk), socket;
-	__u64 key = (__u64)sk;
 
 	if (!found)
 		return 0;
 	socket = *found;
-	if (bpf_map_delete_elem(&udp_open_sockets, &key))
+	if (!take_out(ctx, sk, socket.socket_id))
 		return 0;
 	if (socket.flows == 1)
 		write_last(ctx, &socket);

@@ -355,7 +355,6 @@ def test_each_alternative(rank: int, absent: frozenset[str], inhabited: Place) -
     )
     check_old(old, life(watch.records, far, port), live, after - before)
     assert stats["lost"] == stats["errors"] == 0
-    assert stats["emitted"] == stats["received"]
 
 
 def check_old(old: Counted, records: Sequence[Any], live: dict[str, str], drops: int) -> None:
