@@ -154,7 +154,7 @@ static __noinline struct km_dns_socket *insert(void *ctx, struct sock *sk)
 {
 	struct km_dns_socket socket = { .socket_id = new_id(), .inode = inode_of(sk) };
 	struct km_dns_inserted inserted = { .key = (__u64)sk, .socket_id = socket.socket_id };
-	int error; /* the upper half is not set before 6.4 (d7ba4cc900bf) */
+	int error;
 
 	error = bpf_map_update_elem(&dns_sockets, &inserted.key, &socket, BPF_NOEXIST);
 	if (error == -E2BIG) {

@@ -123,7 +123,7 @@ static __noinline bool announce(void *ctx, struct task_struct *leader, bool exis
 	};
 	struct km_tgid_info *info;
 	__u32 pid = km_read(leader, tgid);
-	long error;
+	int error;
 
 	info = bpf_map_lookup_elem(&tgid_info_table, &pid);
 	if (info && is_same(info, start_time) && info->flags & KM_TGID_ANNOUNCED)

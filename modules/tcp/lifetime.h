@@ -196,7 +196,7 @@ static __noinline struct km_tcp_open_socket *track(void *ctx, struct sock *sk,
 						   struct km_tcp_open_socket *from)
 {
 	__u64 key = (__u64)sk;
-	long error;
+	int error;
 
 	from->socket_id = new_id();
 	from->opened = bpf_ktime_get_ns();

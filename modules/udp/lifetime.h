@@ -127,7 +127,7 @@ static __always_inline void forget(struct sock *sk, __u64 socket_id)
 static __noinline bool take_out(void *ctx, struct sock *sk, __u64 socket_id)
 {
 	__u64 key = (__u64)sk;
-	long error = 0;
+	int error = 0;
 
 	for (int i = 0; i < KM_UDP_TRIES; i++) {
 		error = bpf_map_delete_elem(&udp_open_sockets, &key);
@@ -142,7 +142,7 @@ static __noinline bool take_out(void *ctx, struct sock *sk, __u64 socket_id)
 static __noinline bool track(void *ctx, struct sock *sk, struct km_udp_open_socket *from)
 {
 	__u64 key = (__u64)sk;
-	long error;
+	int error;
 
 	from->socket_id = new_id();
 	from->opened = bpf_ktime_get_ns();

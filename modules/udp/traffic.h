@@ -85,7 +85,7 @@ static __always_inline __u8 generation(void)
 	return found ? *found & 1 : 0;
 }
 
-static __always_inline long queue(const struct km_udp_flow_key *key)
+static __always_inline int queue(const struct km_udp_flow_key *key)
 {
 	return key->peer.generation ? bpf_map_push_elem(&odd_flows, key, BPF_ANY)
 				    : bpf_map_push_elem(&even_flows, key, BPF_ANY);
@@ -129,7 +129,7 @@ static __noinline struct km_udp_flow *flow_of(void *ctx, struct sock *sk,
 {
 	struct km_udp_flow *flow = bpf_map_lookup_elem(&udp_flows, key);
 	struct km_udp_flow fresh = { .sk = (__u64)sk };
-	long error;
+	int error;
 
 	if (flow)
 		return flow;
@@ -221,7 +221,7 @@ static __always_inline bool take(const struct km_udp_flow_key *key, struct km_ud
 static __noinline int put_back(void *ctx, const struct km_udp_flow_key *key,
 			       const struct km_udp_flow *flow)
 {
-	long error = bpf_map_update_elem(&udp_flows, key, flow, BPF_ANY);
+	int error = bpf_map_update_elem(&udp_flows, key, flow, BPF_ANY);
 
 	if (!error)
 		error = queue(key);

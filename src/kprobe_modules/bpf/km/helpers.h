@@ -13,8 +13,9 @@
 	static type (*const name)(__VA_ARGS__) __attribute__((unused)) = (void *)number
 
 KM_HELPER(1, void *, bpf_map_lookup_elem, void *map, const void *key);
-KM_HELPER(2, long, bpf_map_update_elem, void *map, const void *key, const void *value, __u64 flags);
-KM_HELPER(3, long, bpf_map_delete_elem, void *map, const void *key);
+/* an int: before 6.4 (d7ba4cc900bf) the upper half of what those on maps return is not set */
+KM_HELPER(2, int, bpf_map_update_elem, void *map, const void *key, const void *value, __u64 flags);
+KM_HELPER(3, int, bpf_map_delete_elem, void *map, const void *key);
 KM_HELPER(5, __u64, bpf_ktime_get_ns, void);
 KM_HELPER(7, __u32, bpf_get_prandom_u32, void);
 KM_HELPER(8, __u32, bpf_get_smp_processor_id, void);
@@ -29,8 +30,8 @@ KM_HELPER(35, __u64, bpf_get_current_task, void);
 KM_HELPER(46, __u64, bpf_get_socket_cookie, void *socket); /* tracing programs: 5.12 */
 KM_HELPER(67, long, bpf_get_stack, void *ctx, void *to, __u32 size, __u64 flags);
 KM_HELPER(80, __u64, bpf_get_current_cgroup_id, void);
-KM_HELPER(87, long, bpf_map_push_elem, void *map, const void *value, __u64 flags);
-KM_HELPER(88, long, bpf_map_pop_elem, void *map, void *value);
+KM_HELPER(87, int, bpf_map_push_elem, void *map, const void *value, __u64 flags);
+KM_HELPER(88, int, bpf_map_pop_elem, void *map, void *value);
 KM_HELPER(112, long, bpf_probe_read_user, void *to, __u32 size, const void *from);
 KM_HELPER(113, long, bpf_probe_read_kernel, void *to, __u32 size, const void *from);
 KM_HELPER(114, long, bpf_probe_read_user_str, void *to, __u32 size, const void *from);
