@@ -18,7 +18,7 @@ _WHOLE = "the datagram is told of when its headers are complete"
 _DEVICE = "told of when the datagram is handed to a device, if no filter drops it before"
 _ARRIVAL = (
     "told of when the datagram arrives, whether it is taken or not, with the process that has used "
-    "the socket last"
+    "the socket last; of several that a card hands over in one go only the last is told"
 )
 
 MODULE = Manifest(

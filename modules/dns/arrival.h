@@ -4,8 +4,9 @@
  * and when they come from one.
  *
  * What comes is first seen without its socket, and is copied then. If a socket gets it,
- * that is said on the same CPU before anything else is received there; and to read it
- * from the socket's queue would be too late, as its process may have taken it already.
+ * that is said on the same CPU, and before anything else is received there unless a card
+ * hands over several packets in one go. To read it from the socket's queue would be too
+ * late, as its process may have taken it already.
  */
 #ifndef KM_DNS_ARRIVAL_H
 #define KM_DNS_ARRIVAL_H
@@ -142,7 +143,7 @@ static __always_inline int on_queue(void *ctx, struct sk_buff *skb)
 	struct sock *sk = km_read(skb, sk);
 	struct km_dns_cut cut = {};
 
-	if (!sk || !speaks(sk, IPPROTO_UDP))
+	if (!speaks(sk, IPPROTO_UDP))
 		return 0;
 	sight.network = km_read(skb, head) + km_read(skb, network_header);
 	if (!find_transport(&sight, &cut))
@@ -253,12 +254,11 @@ static __noinline int write_arrival(void *ctx, struct sock *sk, struct km_dns_ar
 
 static __always_inline int on_arrived(void *ctx, struct sock *sk)
 {
-	struct km_dns_arrival *arrival;
+	struct km_dns_arrival *arrival = find_arrival();
 
-	if (!speaks(sk, IPPROTO_UDP))
+	if (!arrival || !arrival->pending || !speaks(sk, IPPROTO_UDP))
 		return 0;
-	arrival = find_arrival();
-	return arrival && arrival->pending ? write_arrival(ctx, sk, arrival) : 0;
+	return write_arrival(ctx, sk, arrival);
 }
 
 /* who takes from the socket is told with what comes next */

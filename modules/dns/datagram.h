@@ -245,7 +245,7 @@ static __always_inline int on_ip_send(void *ctx, struct sk_buff *skb)
 	struct km_dns_sight sight = { .skb = skb, .direction = KM_DNS_SENT };
 	struct sock *sk = km_read(skb, sk);
 
-	if (!sk || !speaks(sk, IPPROTO_UDP))
+	if (!speaks(sk, IPPROTO_UDP))
 		return 0;
 	find_headers(&sight);
 	read_ports(&sight);

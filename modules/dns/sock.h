@@ -141,11 +141,15 @@ struct msghdr {
 /* whether it is a whole socket of this protocol, over IP of either version */
 static __always_inline bool speaks(struct sock *sk, __u16 protocol)
 {
-	__u8 state = km_read(sk, __sk_common.skc_state);
-	__u16 family = km_read(sk, __sk_common.skc_family);
+	__u16 family;
+	__u8 state;
 
-	return sk && state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT &&
-	       (family == AF_INET || family == AF_INET6) && km_read(sk, sk_protocol) == protocol;
+	if (!sk || km_read(sk, sk_protocol) != protocol)
+		return false;
+	state = km_read(sk, __sk_common.skc_state);
+	family = km_read(sk, __sk_common.skc_family);
+	return state != TCP_NEW_SYN_RECV && state != TCP_TIME_WAIT &&
+	       (family == AF_INET || family == AF_INET6);
 }
 
 #endif

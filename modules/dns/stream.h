@@ -233,7 +233,7 @@ static __always_inline int on_tcp_read(void *ctx, struct sk_buff *skb, __u32 len
 {
 	struct sock *sk = km_read(skb, sk);
 
-	if (!sk || !is_dns_connection(sk) || !speaks(sk, IPPROTO_TCP))
+	if (!speaks(sk, IPPROTO_TCP) || !is_dns_connection(sk))
 		return 0;
 	return write_read(ctx, sk, skb, length);
 }
