@@ -13,6 +13,7 @@ over rings that one generator filled with the same messages::
     watched.py   a loop with and without a module and its peers
     overhead.py  that of fork and exec
     tcp.py       those of connections and of bulk
+    udp.py       those of datagrams and of DNS, and what a slot for tail calls costs
     guest.py     the same beside peers that need a kernel with kprobes
     startup.py   import, first record, resident memory
 

@@ -11,7 +11,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import dns, drain, emit, guest, overhead, report, startup, steady, tcp, workshop
+from tests.bench import (
+    dns,
+    drain,
+    emit,
+    guest,
+    overhead,
+    report,
+    startup,
+    steady,
+    tcp,
+    udp,
+    workshop,
+)
 from tests.bench.effort import Effort
 from tests.bench.figures import Missing
 from tests.bench.rounds import WrongContentsError
@@ -39,6 +51,7 @@ PARTS: dict[str, Callable[[Workshop, Effort], Sequence[Figure | Missing]]] = {
     "startup": lambda _, effort: startup.measure(effort),
     "overhead": overhead.measure,
     "tcp": tcp.measure,
+    "udp": udp.measure,
     "dns": dns.measure,
     "guest": guest.measure,
 }

@@ -35,7 +35,7 @@ class Effort:
     drains: int = 101
     """How many single events are drained."""
     loops: int = 1000
-    """Forks and execs, connections, or MiB per measurement."""
+    """Forks and execs, connections, MiB or datagrams per measurement."""
     starts: int = 15
     """How often each watcher of that loop is started; rounds are spread over them."""
     progress: Callable[[str], None] = lambda _: None

@@ -30,4 +30,7 @@ def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
         Peer("execsnoop", Path("/usr/sbin/execsnoop-bpfcc"), "PCOMM", bcc_lacks()),
         Peer("execsnoop_libbpf", Path("/usr/sbin/execsnoop"), "PCOMM"),
     )
-    return slowdowns(loop, "processes", peers, effort) + programs(loop, "processes", effort)
+    return [
+        *slowdowns(loop, {"": ("processes",)}, peers, effort),
+        *programs(loop, ("processes",), effort),
+    ]

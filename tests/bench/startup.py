@@ -20,7 +20,7 @@ from tests.bench.schedule import scheduled
 from tests.bench.workshop import ROOT, system_python
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.bench.effort import Effort
 
@@ -43,7 +43,7 @@ sys.exit(f"touched {{touched}}") if touched else print(took)
 """
 
 RUN = ["-m", "kprobe_modules", "run", "-o", "json", "-m"]
-"""The command, but for the module."""
+"""The command, but for the modules and further arguments."""
 
 DEADLINE = 600.0
 """Of a start that must succeed, in an emulated guest too."""
@@ -112,14 +112,14 @@ def first_record_ms(python: list[str], scratch: Path) -> float:
 
 
 @contextmanager
-def running(scratch: Path, name: str, module: str = "processes") -> Iterator[int]:
+def running(scratch: Path, name: str, arguments: Sequence[str] = ("processes",)) -> Iterator[int]:
     """
     Run the command, its output in *scratch*; yield its pid once it is steady.
     """
     path, errors = scratch / f"{name}.json", scratch / f"{name}.stderr"
     with path.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, *RUN, module],
+            [sys.executable, *RUN, *arguments],
             cwd=ROOT,
             env=environment(scratch),
             stdout=out,

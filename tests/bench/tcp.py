@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
+TCP = {"": ("tcp",)}
+
 
 def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
     """
@@ -35,7 +37,7 @@ def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
         Peer("tcpconnect_libbpf", Path("/usr/sbin/tcpconnect"), "PID", lacks),
     )
     return [
-        *slowdowns(connects, "tcp", peers, effort),
-        *slowdowns(bulk, "tcp", peers, effort),
-        *programs(connects, "tcp", effort),
+        *slowdowns(connects, TCP, peers, effort),
+        *slowdowns(bulk, TCP, peers, effort),
+        *programs(connects, ("tcp",), effort),
     ]

@@ -31,7 +31,7 @@ from tests.bench.schedule import PRODUCER_CPU, scheduled
 from tests.bench.startup import running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from kprobe_modules.libbpf.program import ProgramInfo
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     Watcher = Callable[[], AbstractContextManager[Path]]
     """Runs meanwhile, and writes to that file."""
 
-__all__ = ["KPROBES", "Loop", "Peer", "bcc_lacks", "programs", "slowdowns"]
+__all__ = ["KPROBES", "Loop", "Peer", "bcc_lacks", "programs", "runs", "slowdowns"]
 
 KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 
@@ -125,14 +125,14 @@ def _peer(peer: Peer, scratch: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _ours(scratch: Path, name: str, module: str) -> Iterator[Path]:
+def _ours(scratch: Path, name: str, arguments: Sequence[str]) -> Iterator[Path]:
     """
-    Run the command.
+    Run the command with modules and further *arguments*.
 
     Raises:
         WrongContentsError: it has lost something.
     """
-    with running(scratch, name, module):
+    with running(scratch, name, arguments):
         yield scratch / f"{name}.json"
     errors = (scratch / f"{name}.stderr").read_text(errors="replace")
     totals = next(line for line in errors.splitlines() if " emitted, " in line)
@@ -184,15 +184,22 @@ def bcc_lacks() -> str:
 
 
 def slowdowns(
-    loop: Loop, module: str, peers: Sequence[Peer], effort: Effort
+    loop: Loop, ours: Mapping[str, Sequence[str]], peers: Sequence[Peer], effort: Effort
 ) -> list[Figure | Missing]:
     """
     Loop time with each watcher over the median of the loops before and after it.
 
+    Args:
+        ours: what to put behind the name of a figure, to modules (with commas) and further
+            arguments of the command.
+
     Raises:
-        WrongContentsError: the module has lost something.
+        WrongContentsError: a module has lost something.
     """
-    watchers: dict[str, Watcher] = {"": partial(_ours, effort.scratch, loop.name, module)}
+    watchers: dict[str, Watcher] = {
+        suffix: partial(_ours, effort.scratch, f"{loop.name}{suffix}", arguments)
+        for suffix, arguments in ours.items()
+    }
     for peer in peers:
         if not peer.missing:
             watchers[f"_{peer.name}"] = partial(_peer, peer, effort.scratch)
@@ -213,7 +220,9 @@ def slowdowns(
         Figure(f"{loop.name}_slowdown{name}", ratios(times, alone[name]), "x")
         for name, times in watched.items()
     ]
-    figures.append(Figure(f"{loop.name}_us", alone[""], "us", note="unwatched, per loop"))
+    figures.append(
+        Figure(f"{loop.name}_us", alone[next(iter(ours))], "us", note="unwatched, per loop")
+    )
     figures += [
         Missing(f"{loop.name}_slowdown_{peer.name}", peer.missing) for peer in peers if peer.missing
     ]
@@ -233,36 +242,56 @@ def _run_infos(known: set[int]) -> list[ProgramInfo]:
     return infos
 
 
-def programs(loop: Loop, module: str, effort: Effort) -> list[Figure | Missing]:
+def runs(loop: Loop, collector: Collector, known: set[int]) -> dict[str, tuple[int, int]]:
     """
-    Nanoseconds per run of each program of *module*, under the loop, and memory of its maps.
+    Run the loop, and return nanoseconds and runs of each program that is not among *known* and ran.
+    """
+    before = {info.name: info for info in _run_infos(known)}
+    with program.enable_stats():
+        _run_while_polling(loop, collector)
+    found = {}
+    for info in _run_infos(known):
+        old = before.get(info.name)
+        times = info.run_cnt - (old.run_cnt if old else 0)
+        if times:
+            found[info.name] = info.run_time_ns - (old.run_time_ns if old else 0), times
+    _refuse_loss(collector)
+    return found
+
+
+def _refuse_loss(collector: Collector) -> None:
+    """
+    Raises:
+        WrongContentsError: a module has lost something.
+    """
+    for name, module in collector.stats().modules.items():
+        if module["lost"]:
+            msg = f"{name}: {module['lost']} lost"
+            raise WrongContentsError(msg)
+
+
+def programs(loop: Loop, modules: Sequence[str], effort: Effort) -> list[Figure | Missing]:
+    """
+    Nanoseconds per run of each program of *modules*, under the loop, and memory of their maps.
     """
     known = set(ids.program_ids())
     spent: dict[str, list[float]] = {}
-    runs: dict[str, int] = {}
-    with Collector() as collector:
-        collector.attach(module)
+    total: dict[str, int] = {}
+    with Collector(modules) as collector:
         for _ in range(effort.rounds):
-            before = {info.name: info for info in _run_infos(known)}
-            with program.enable_stats():
-                _run_while_polling(loop, collector)
-            for info in _run_infos(known):
-                old = before.get(info.name)
-                times = info.run_cnt - (old.run_cnt if old else 0)
-                if times:
-                    took = info.run_time_ns - (old.run_time_ns if old else 0)
-                    spent.setdefault(info.name, []).append(took / times)
-                    runs[info.name] = runs.get(info.name, 0) + times
-        memory = next(each.memory for each in collector.metrics() if each.module == module)
-        if lost := collector.stats().modules[module]["lost"]:
-            msg = f"{module}: {lost} lost"
-            raise WrongContentsError(msg)
+            for name, (took, times) in runs(loop, collector, known).items():
+                spent.setdefault(name, []).append(took / times)
+                total[name] = total.get(name, 0) + times
+        memory = {each.module: each.memory for each in collector.metrics()}
     return [
         *(
-            Figure(f"program_{name}_ns", values, "ns", note=f"{runs[name]} runs")
+            Figure(f"program_{name}_ns", values, "ns", note=f"{total[name]} runs")
             for name, values in sorted(spent.items())
         ),
-        Figure(f"{module}_kib", [memory / 1024], "KiB", note="programs and maps"),
+        *(
+            Figure(f"{name}_kib", [memory[name] / 1024], "KiB", note="programs and maps")
+            for name in modules
+        ),
     ]
 
 

@@ -150,6 +150,12 @@ class Workshop:
         """
         return self._c_program("connect", HERE / "connect.c")
 
+    def datagrams(self) -> Path:
+        """
+        The loop that sends datagrams.
+        """
+        return self._c_program("datagrams", HERE / "datagrams.c", "-lresolv")
+
     def consume_go(self) -> Path:
         """
         The cilium/ebpf consumer, built without any network.
