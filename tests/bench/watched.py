@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     Watcher = Callable[[], AbstractContextManager[Path]]
     """Runs meanwhile, and writes to that file."""
 
-__all__ = ["KPROBES", "Loop", "Peer", "bcc_lacks", "programs", "runs", "slowdowns"]
+__all__ = ["KPROBES", "Loop", "Peer", "bcc_lacks", "headers_lack", "programs", "runs", "slowdowns"]
 
 KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 
@@ -175,8 +175,13 @@ def bcc_lacks() -> str:
     """
     What bcc needs of this kernel and does not find; empty if nothing.
     """
-    if not KPROBES.exists():
-        return "needs kprobes"
+    return headers_lack() if KPROBES.exists() else "needs kprobes"
+
+
+def headers_lack() -> str:
+    """
+    What bcc needs where a tool of it attaches no kprobes; empty if it is there.
+    """
     build = Path("/lib/modules") / os.uname().release / "build"
     if "BCC_KERNEL_SOURCE" not in os.environ and not build.exists():
         return f"needs the headers of Linux {os.uname().release}"
