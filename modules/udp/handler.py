@@ -49,6 +49,8 @@ CONFIRM_NS = 2_000_000_000
 ORIGINS = ("bound", "used", "found")
 """``enum km_udp_origin``."""
 
+_USED, _FOUND = map(ORIGINS.index, ("used", "found"))
+
 _AT_ONCE = 32
 """``KM_UDP_AT_ONCE``: how many flows one run of ``report_traffic`` reports; it returns more
 when the ring is full."""
@@ -284,15 +286,15 @@ class UdpHandler(Handler):
             local_port,
             _address(family, remote_address) if remote_port else None,
             remote_port or None,
-            self._existed(ORIGINS[origin]),
+            self._existed(origin),
         )
 
-    def _existed(self, origin: str) -> bool:
+    def _existed(self, origin: int) -> bool:
         """
         Tell whether a socket was there before, by how it was met.
         """
-        if origin != "used":
-            return origin == "found"
+        if origin != _USED:
+            return origin == _FOUND
         # Where no hook sees sockets getting a port, all are met like that.
         return self.context.live.get("bind") != "used_send_btf" or not self._scanned
 
