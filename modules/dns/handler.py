@@ -51,6 +51,13 @@ def _address(family: int, raw: bytes) -> str:
     return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)  # noqa: PLR2004
 
 
+def _transport(number: int) -> str:
+    """
+    Return the name of a transport; of a newer one its number, as text.
+    """
+    return TRANSPORTS[number] if number < len(TRANSPORTS) else str(number)
+
+
 def _role(direction: int, *, response: bool) -> str:
     """
     Return the side that sends queries and receives responses, or the other one.
@@ -160,7 +167,7 @@ class DnsHandler(Handler):
         key = (role, *peer, message.id)
         asked, question = _question(message)
         said = (
-            *where, role, TRANSPORTS[transport], message.id, opcode_text(message.opcode), *question,
+            *where, role, _transport(transport), message.id, opcode_text(message.opcode), *question,
         )  # fmt: skip
         if message.qr:
             return self._respond(time, message, socket_id, key, asked, said)
