@@ -382,6 +382,12 @@ def test_other_opcodes(world):
 # -- bounds ----------------------------------------------------------------------
 
 
+def test_a_newer_transport_is_told_by_its_number(world):
+    (told,) = world.packet(1, query(), transport=len(TRANSPORTS))
+
+    assert told.transport == str(len(TRANSPORTS))
+
+
 def numbered(count, name="x."):
     wire = query(name, number=0)
     return [(5 + number // 65536, struct.pack("!H", number % 65536) + wire[2:]) for number in count]

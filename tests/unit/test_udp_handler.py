@@ -210,6 +210,7 @@ def test_whatever_comes_first_starts_the_socket(world):
         ("bind4_fexit", USED, True, True),
         ("used_send_btf", USED, True, False),
         ("used_send_btf", FOUND, True, True),
+        ("used_send_btf", len(ORIGINS), False, False),
     ],
 )
 def test_what_is_met_in_use_was_there_before_unless_nothing_sees_sockets_opening(
