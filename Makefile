@@ -111,13 +111,14 @@ bpf: $(VENV)/.run
 	@$(INSTALL) bpf
 	$(PY) tools/build_bpf.py
 
-# Small captures of synthetic workloads, from each kernel (or KERNEL), and what handlers make of them.
+# Small captures of synthetic workloads, from each kernel (or KERNEL) and for each module (or
+# MODULES), and what handlers make of them.
 captures: $(VENV)/.dev
 	@$(INSTALL) vm peers
 	@set -e; for kernel in $(or $(KERNEL),$$($(PY) -m tests.vm list | cut -d' ' -f1)); do \
 	    rm -rf build/captures; mkdir -p build/captures; \
 	    $(PY) -m tests.vm run --kernel $$kernel --share build/captures --timeout 900 -- \
-	        "cd '$(CURDIR)' && $(PY) -m tests.support.captures make '$(CURDIR)/build/captures' $$kernel"; \
+	        "cd '$(CURDIR)' && $(PY) -m tests.support.captures make '$(CURDIR)/build/captures' $$kernel $(MODULES)"; \
 	    cp build/captures/*.kmc build/captures/*.json tests/unit/captures/; \
 	done
 

@@ -4,11 +4,11 @@ Captures of synthetic workloads, small enough to be committed.
 
 ::
 
-    python -m tests.support.captures make FOLDER NAME
+    python -m tests.support.captures make FOLDER NAME [MODULE …]
     python -m tests.support.captures expect
 
-The first attaches each module that has a workload here, captures it, and writes
-``<module>-<NAME>.kmc``, from which everything that is not of the workload has been
+The first attaches each module that is named, or that has a workload here, captures it, and
+writes ``<module>-<NAME>.kmc``, from which everything that is not of the workload has been
 taken out, and ``.json``, the records that the handler makes of it today.  The second only
 writes the latter, for the captures that are committed.
 """
@@ -36,11 +36,13 @@ from kprobe_modules.sinks.jsonl import JsonLines
 from kprobe_modules.specjson import from_plain
 from tests.support.churn import churn_command
 from tests.support.container_workload import container_workload
+from tests.support.dns_workload import dns_workload
 from tests.support.tcp_workload import tcp_workload
+from tests.support.udp_workload import udp_workload
 from tests.support.watch import record_workload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from kprobe_modules import Record
     from kprobe_modules.capture.steps import Observation
@@ -266,19 +268,49 @@ def _tcp(path: Path) -> Selection:
     return Selection(lambda _message, fields: work.row(fields), work.observation)
 
 
+def _udp(path: Path) -> Selection:
+    """
+    Capture sockets that were there, that get ports, talk with peers, drop and close.
+    """
+    with (
+        udp_workload() as work,
+        Capture(path) as capture,
+        Collector(journal=capture) as collector,
+    ):
+        work.run(collector)
+    return Selection(lambda _message, fields: work.row(fields), work.observation)
+
+
+def _dns(path: Path) -> Selection:
+    """
+    Capture queries that are answered, repeated, asked again over TCP and not answered.
+    """
+    with (
+        dns_workload() as work,
+        Capture(path) as capture,
+        Collector(journal=capture) as collector,
+    ):
+        work.run(collector)
+    # Its handler looks at nothing but messages.
+    return Selection(lambda _message, fields: work.row(fields), lambda each: each)
+
+
 WORKLOADS: Mapping[str, Callable[[Path], Selection]] = {
     "processes": _processes,
     "containers": _containers,
     "tcp": _tcp,
+    "udp": _udp,
+    "dns": _dns,
 }
 
 
-def make(folder: Path, kernel: str) -> None:
+def make(folder: Path, kernel: str, modules: Iterable[str]) -> None:
     """
-    Write the captures of all workloads.
+    Write the captures of the modules' workloads.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for module, work in WORKLOADS.items():
+    for module in modules:
+        work = WORKLOADS[module]
         target = folder / f"{module}-{kernel}.kmc"
         with TemporaryDirectory() as scratch:
             whole = Path(scratch) / "whole.kmc"
@@ -299,8 +331,8 @@ def main(arguments: Sequence[str]) -> int:
     Do what the arguments say.
     """
     match list(arguments):
-        case ["make", folder, kernel]:
-            make(Path(folder), kernel)
+        case ["make", folder, kernel, *modules]:
+            make(Path(folder), kernel, modules or WORKLOADS)
         case ["expect"]:
             for path in golden():
                 expect(path)
