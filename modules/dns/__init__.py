@@ -33,7 +33,10 @@ MODULE = Manifest(
         Hook(
             "closed",
             "END",
-            ("closed_fentry", "closed_kprobe"),
+            (
+                Alternative("released_fentry", companions=("closed_fentry",)),
+                Alternative("released_kprobe", companions=("closed_kprobe",)),
+            ),
             required=False,
             notices="a socket is gone, and its queries with it",
         ),

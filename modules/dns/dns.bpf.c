@@ -4,7 +4,7 @@
  * alternatives; the manifest gives their order.
  *
  *	hook          tag        alternatives, in the order of preference
- *	closed        END        fentry, kprobe security_sk_free
+ *	closed        END        fentry, kprobe inet_release and security_sk_free
  *	udp_sent      TELEMETRY  the slot udp_sent
  *	                         · fentry, kprobe udp_send_skb and udp_v6_send_skb
  *	                         · fentry, kprobe ip_send_skb and ip6_send_skb
@@ -27,7 +27,25 @@
 const volatile __u32
 	timeout_ms KM_DOC("a query without an answer is told of after so long") = 10000;
 
-/* ---- closed: nothing can come from the socket any more ---- */
+/*
+ * ---- closed: nothing can come from the socket any more. A kprobe's program is passed
+ * over where it interrupts another one, as the free can; the last close by a process
+ * never does, but there are sockets that were never a process's ----
+ */
+
+SEC("fentry/inet_release")
+KM_HOOK(closed, END)
+int BPF_PROG(released_fentry, struct socket *sock)
+{
+	return on_free(ctx, km_read(sock, sk));
+}
+
+SEC("kprobe/inet_release")
+KM_HOOK(closed, END)
+int BPF_KPROBE(released_kprobe, struct socket *sock)
+{
+	return on_free(ctx, km_read(sock, sk));
+}
 
 SEC("fentry/security_sk_free")
 KM_HOOK(closed, END)

@@ -30,6 +30,7 @@ PROGRAMS = (
 )
 SURVEY = (
     "security_sk_free",
+    "inet_release",
     "udp_send_skb",
     "udp_v6_send_skb",
     "ip_send_skb",
