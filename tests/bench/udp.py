@@ -89,7 +89,7 @@ def measure(workshop: Workshop, effort: Effort) -> list[Figure | Missing]:
 
 def slots(loop: Loop, effort: Effort) -> list[Figure | Missing]:
     """
-    What a slot costs its caller while it is empty, and what it saves two modules when it is not.
+    What a slot costs its caller while it is empty, and two modules that share it.
     """
     if not KPROBES.exists():
         return [Missing(name, "needs kprobes") for name in ("slot_empty", "slot_taken")]
