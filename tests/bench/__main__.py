@@ -18,6 +18,7 @@ from tests.bench import (
     guest,
     overhead,
     report,
+    slot,
     startup,
     steady,
     tcp,
@@ -53,6 +54,7 @@ PARTS: dict[str, Callable[[Workshop, Effort], Sequence[Figure | Missing]]] = {
     "tcp": tcp.measure,
     "udp": udp.measure,
     "dns": dns.measure,
+    "slot": slot.measure,
     "guest": guest.measure,
 }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.bench import dns, drain, emit, guest, overhead, report, startup, steady, tcp, udp
+from tests.bench import dns, drain, emit, guest, overhead, report, slot, startup, steady, tcp, udp
 from tests.bench.effort import Effort
 from tests.bench.figures import Figure, Missing, Target, ratios
 from tests.bench.rounds import Contender, Race, WrongContentsError
@@ -93,6 +93,10 @@ def test_datagrams(workshop: Workshop, effort: Effort) -> None:
     found = names(udp.measure(workshop, effort))
     assert {"flood_slowdown_udp", "exchange_slowdown_dns", "resolve_slowdown_both"} <= found
     assert {"udp_kib", "dns_kib", "slot_empty", "slot_taken"} <= found
+
+
+def test_an_empty_slot_can_be_called(workshop: Workshop, effort: Effort) -> None:
+    assert names(slot.measure(workshop, effort)) == {"slot_empty_ns"}
 
 
 def test_dns_parsers_see_the_same_answers(workshop: Workshop, effort: Effort) -> None:

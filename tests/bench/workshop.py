@@ -118,13 +118,14 @@ class Workshop:
         """
         The BPF object of the generator, from the project's own headers.
         """
-        _need("/usr/bin/clang", "/usr/include/bpf/libbpf.h")
-        target = self.build / "generator.bpf.o"
-        source = HERE / "generator" / "generator.bpf.c"
-        sources = [source, HERE / "generator" / "messages.h", *HEADERS.rglob("*.h")]
-        flags = [f"-D__TARGET_ARCH_{_bpf_arch()}", f"-I{HEADERS}"]
-        command = ["clang", "-target", "bpf", "-mcpu=v2", "-g", "-O2", "-Wall", *flags]
-        return _compile(target, sources, [*command, "-c", str(source), "-o", str(target)])
+        folder = HERE / "generator"
+        return self._bpf_object(folder / "generator.bpf.c", folder / "messages.h")
+
+    def slot_object(self) -> Path:
+        """
+        The BPF object of a program that calls a slot, and of one that does not.
+        """
+        return self._bpf_object(HERE / "slot.bpf.c")
 
     def generate(self) -> Path:
         """
@@ -190,6 +191,14 @@ class Workshop:
         if Path("/usr/lib/python3/dist-packages/bcc").exists():
             python = system_python()
         return [*python, "-m", "tests.bench.peers.ours.consume"]
+
+    def _bpf_object(self, source: Path, *headers: Path) -> Path:
+        _need("/usr/bin/clang", "/usr/include/bpf/libbpf.h")
+        target = self.build / source.name.replace(".bpf.c", ".bpf.o")
+        flags = [f"-D__TARGET_ARCH_{_bpf_arch()}", f"-I{HEADERS}"]
+        command = ["clang", "-target", "bpf", "-mcpu=v2", "-g", "-O2", "-Wall", *flags]
+        sources = [source, *headers, *HEADERS.rglob("*.h")]
+        return _compile(target, sources, [*command, "-c", str(source), "-o", str(target)])
 
     def _c_program(self, name: str, source: Path, *libraries: str) -> Path:
         _need("/usr/bin/gcc", "/usr/include/bpf/libbpf.h")
