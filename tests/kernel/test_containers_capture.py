@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,15 @@ class Run:
             assert time.monotonic() < deadline, f"not done after {SECONDS} s"
             time.sleep(0.2)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """
+        Keep it from reading, so that rings are certain to overflow.
+        """
+        self._run.send_signal(signal.SIGSTOP)
+        yield
+        self._run.send_signal(signal.SIGCONT)
+
     def stop(self) -> bytes:
         self._run.send_signal(signal.SIGINT)
         assert self._run.wait(SECONDS) == 0
@@ -128,7 +138,8 @@ def test_a_replay_elsewhere_prints_what_the_run_printed(folder: Path) -> None:
             run.wait(lambda found: wanted <= told(found, "container_metadata", "container_id"))
             work.change()
             subprocess.run(churn, check=True, stdout=subprocess.DEVNULL)
-            stay = burst(work)
+            with run.paused():
+                stay = burst(work)
             run.wait(lambda found: stay <= told(found, "cgroup_created", "cgroup_id"))
             work.go()
             gone = {each.cgroup_id for each in work.trees.truth if each.died}

@@ -97,8 +97,16 @@ def names(count: int) -> list[str]:
     ]
 
 
-def in_background(work: Callable[[], list[Reply]], kept: list[Reply]) -> threading.Thread:
-    thread = threading.Thread(target=lambda: kept.extend(work()))
+def in_background(*works: tuple[Callable[[], list[Reply]], list[Reply]]) -> threading.Thread:
+    """
+    Do one after the other, and keep what is replied to each.
+    """
+
+    def work() -> None:
+        for ask, kept in works:
+            kept.extend(ask())
+
+    thread = threading.Thread(target=work)
     thread.start()
     return thread
 
@@ -144,7 +152,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             return dig(client, server.ipv4, folder, lines)
 
         with sniffed(server, folder / "wire", f"udp port 53 or udp port {ODD_PORT}"):
-            threads = [in_background(ask, replies), in_background(ask_in_vain, unanswered)]
+            works = (ask, replies), (ask_in_vain, unanswered)
+            if collector.status("dns").live["udp_received"] == "tp_btf/sk_data_ready":
+                # It may overlook one of two that are handed to a socket at the same instant.
+                threads = [in_background(*works)]
+            else:
+                threads = [in_background(work) for work in works]
             records = record_until(
                 collector, lambda: not any(thread.is_alive() for thread in threads)
             )
