@@ -13,8 +13,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import dns.message
 import pytest
+from kprobe_modules.modules.dns import MODULE
 from kprobe_modules.modules.dns.records import DnsQuery, DnsResponse
 from kprobe_modules.modules.udp.records import UdpClosed, UdpOpened
 
@@ -24,6 +26,8 @@ from tests.support.requirements import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from kprobe_modules.api import Manifest
 
 KPROBES = {"udp.send": "send4_kprobe", "udp.receive": "receive_kprobe"}
 SERVED = {"udp_sent": "slot/udp_sent", "udp_received": "slot/udp_received"}
@@ -135,23 +139,53 @@ def rest(collector: Collector, chat: Chat) -> list[Any]:
     return records
 
 
-def test_dns_misses_nothing_while_udp_comes_and_goes(chat: Chat) -> None:
+def with_own(kind: str) -> Manifest:
+    """
+    Return the dns module, which without a caller has hooks of a kind of its own.
+    """
+    other = "_kprobe" if kind == "fentry" else "_fentry"
+    hooks = [
+        attrs.evolve(
+            hook,
+            alternatives=[item for item in hook.alternatives if not item.program.endswith(other)],
+        )
+        for hook in MODULE.hooks
+    ]
+    return attrs.evolve(MODULE, hooks=hooks)
+
+
+@pytest.mark.parametrize("kind", ["kprobe", "fentry"])
+def test_dns_misses_nothing_while_udp_comes_and_goes(chat: Chat, kind: str) -> None:
+    """
+    Whose packets they are changes under traffic.
+
+    To make a kprobe of udp live in a function that has an fentry program, the kernel
+    rewrites the call of that; 6.1 was seen to pass it over meanwhile.
+    """
     needs.kprobes()
     records: list[Any] = []
+    moments: set[int] = set()
     with Collector(chosen=KPROBES) as collector:
-        collector.attach("dns", port_2=chat.ports[1])
+        collector.attach(with_own(kind), port_2=chat.ports[1])
         own = live(collector)
-        assert not set(own.values()) & set(SERVED.values())
+        assert {each.partition("/")[0] for each in own.values()} == {kind}
         with chat.going_on():
             for _ in range(TURNS):
+                before = chat.asked
                 collector.attach("udp")
+                moments.update(range(before, chat.asked + 1))
                 assert live(collector) == SERVED
                 records += rest(collector, chat)
+                before = chat.asked
                 collector.detach("udp")
+                moments.update(range(before, chat.asked + 1))
                 assert live(collector) == own
                 records += rest(collector, chat)
         records += collector.flush()
-    assert told(records, chat) == asked(chat)
+    found = told(records, chat)
+    assert found <= asked(chat)
+    missed = {name for _, _, name in asked(chat) - found}
+    assert missed <= ({f"n{number}.example" for number in moments} if kind == "fentry" else set())
 
 
 def test_udp_misses_nothing_while_dns_comes_and_goes(chat: Chat) -> None:
