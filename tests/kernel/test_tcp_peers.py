@@ -383,6 +383,8 @@ def observing(name: str, package: str = "libbpf-tools") -> Iterator[list[str]]:
         before: list[str] = []
         while not before or " PID " not in f" {before[-1]}":
             before.append(observer.stdout.readline())
+            if "fatal error: 'net/sock.h' file not found" in before[-1]:
+                pytest.xfail(f"{name} does without headers of the kernel on newer ones only")
             if not before[-1]:
                 needs.unmet(f"{name} does not run on this kernel: {''.join(before).strip()}")
         yield printed
