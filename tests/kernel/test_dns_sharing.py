@@ -141,13 +141,15 @@ def rest(collector: Collector, chat: Chat) -> list[Any]:
 
 def with_own(kind: str) -> Manifest:
     """
-    Return the dns module, which without a caller has hooks of a kind of its own.
+    Return the dns module, which without a caller prefers hooks of a kind.
     """
-    other = "_kprobe" if kind == "fentry" else "_fentry"
     hooks = [
         attrs.evolve(
             hook,
-            alternatives=[item for item in hook.alternatives if not item.program.endswith(other)],
+            alternatives=sorted(
+                hook.alternatives,
+                key=lambda item: (not item.slot, not item.program.endswith(f"_{kind}")),
+            ),
         )
         for hook in MODULE.hooks
     ]
