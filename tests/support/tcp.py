@@ -24,6 +24,8 @@ LINGER_0 = struct.pack("ii", 1, 0)
 """``struct linger``: close(2) sends a reset."""
 SYN, RST = 2, 4
 """The flags of a TCP header (RFC 9293)."""
+RETRANSMITS = 2
+"""Where ``struct tcp_info`` of <linux/tcp.h> has ``tcpi_retransmits``: so often a timer expired."""
 TCP_DEFER_ACCEPT = 9
 """From <linux/tcp.h>."""
 
@@ -200,12 +202,12 @@ class Workload:
         """
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         # One more than the backlog may wait; who comes then is not answered.
-        waits = [socket.socket() for _ in range(2)]
-        for each in waits:
-            stack.enter_context(each).settimeout(0)
-            with suppress(BlockingIOError):
-                each.connect(full.getsockname())
-        self.silent = full.getsockname(), waits[1].getsockname()
+        stack.enter_context(socket.create_connection(full.getsockname()))
+        self._waits = stack.enter_context(socket.socket())
+        self._waits.settimeout(0)
+        with suppress(BlockingIOError):
+            self._waits.connect(full.getsockname())
+        self.silent = full.getsockname(), self._waits.getsockname()
         defers = stack.enter_context(socket.socket())
         defers.setsockopt(socket.IPPROTO_TCP, TCP_DEFER_ACCEPT, 1)
         defers.bind(("127.0.0.1", 0))
@@ -220,7 +222,10 @@ class Workload:
         """
         assert select.select([self._accepts], [], [], 60)[0], "nothing came for the listener"
         self._accepts.accept()[0].close()
-        time.sleep(0.3)
+        deadline = time.monotonic() + 60
+        while not self._waits.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[RETRANSMITS]:
+            assert time.monotonic() < deadline, "the SYN was answered, or never sent again"
+            time.sleep(0.05)
 
 
 def send_segment(source: tuple[str, int], to: tuple[str, int], flags: int) -> None:
