@@ -32,6 +32,7 @@ from tests.support.datagrams import (
     traffic_of,
 )
 from tests.support.namespaces import Namespace, joined
+from tests.support.oversight import may_oversee
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Watch, of
 
@@ -296,6 +297,7 @@ def inhabited(place: Place) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("rank", range(LAST))
+@may_oversee
 def test_each_alternative(rank: int, absent: frozenset[str], inhabited: Place) -> None:
     """
     The alternatives of one rank, of all hooks at a time: each is heard with the truth.

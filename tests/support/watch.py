@@ -11,6 +11,8 @@ from collections import defaultdict
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from tests.support.emulation import fewer
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["by_pid", "record_until", "record_workload"]
 
-DEADLINE = 240.0
+DEADLINE = float(fewer(60, 240))
 """Seconds: emulated guests are slow, and a test that gets here has failed."""
 
 
