@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,7 @@ from kprobe_modules.modules.dns.records import DnsQuery, DnsResponse
 from kprobe_modules.modules.udp.records import UdpClosed, UdpOpened
 
 from kprobe_modules import Collector
-from kprobe_modules.features import Features
-from tests.support.requirements import needs
+from tests.support.requirements import has_kprobes, needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,11 +92,6 @@ def chat() -> Iterator[Chat]:
     chat = Chat()
     yield chat
     chat.close()
-
-
-def has_kprobes() -> bool:
-    with closing(Features()) as features:
-        return bool(features.program("kprobe", "udp_send_skb"))
 
 
 def of_chat(record: Any, chat: Chat) -> bool:

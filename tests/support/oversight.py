@@ -6,8 +6,9 @@ Doing a test again where the kernel gives nothing that sees all.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
+
+from tests.support.requirements import has_kprobes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["may_oversee"]
 
 ATTEMPTS = 4
-
-KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 
 _P = ParamSpec("_P")
 
@@ -30,7 +29,7 @@ def may_oversee(test: Callable[_P, None]) -> Callable[_P, None]:
 
     @functools.wraps(test)
     def repeated(*arguments: _P.args, **named: _P.kwargs) -> None:
-        attempts = 1 if KPROBES.exists() else ATTEMPTS
+        attempts = 1 if has_kprobes() else ATTEMPTS
         for attempt in range(1, attempts + 1):
             try:
                 return test(*arguments, **named)

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["Needs", "needs"]
+__all__ = ["Needs", "has_kprobes", "needs"]
 
 STRICT = "KPROBE_MODULES_TEST_STRICT"
 
@@ -34,6 +34,13 @@ _CAPABILITIES = {
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
+
+
+def has_kprobes() -> bool:
+    """
+    Tell whether kprobes can be attached on this kernel.
+    """
+    return Path("/sys/bus/event_source/devices/kprobe/type").exists()
 
 
 class Needs:
@@ -77,7 +84,7 @@ class Needs:
         Ask for a kernel on which kprobes can be attached.
         """
         self.that(
-            Path("/sys/bus/event_source/devices/kprobe/type").exists(),
+            has_kprobes(),
             "needs a kernel with kprobes (CONFIG_KPROBES, CONFIG_KPROBE_EVENTS)",
         )
 
