@@ -145,11 +145,6 @@ static __always_inline void set_owner(struct km_dns_owner *owner)
 	owner->cgroup_id = km_cgroup_id_of(km_task_cgroup(leader));
 }
 
-static __always_inline __u64 inode_of(struct sock *sk)
-{
-	return km_read(sk, sk_socket, file, f_inode, i_ino);
-}
-
 static __noinline struct km_dns_socket *insert(void *ctx, struct sock *sk)
 {
 	struct km_dns_socket socket = { .socket_id = new_id(), .inode = inode_of(sk) };

@@ -20,6 +20,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
+from kprobe_modules.modules.udp.check import OpenCheck
 from kprobe_modules.modules.udp.records import UdpClosed, UdpDropped, UdpOpened, UdpTraffic
 from kprobe_modules.modules.udp.table import OPEN_COUNT, Socket, SocketTable
 
@@ -125,6 +126,7 @@ class UdpHandler(Handler):
         self._closing: dict[int, _Closing] = {}
         self._suspects: dict[int, int] = {}
         """Sockets that a resync did not find, and since when."""
+        self._check = OpenCheck(context)
         self._scanned = False
         self._report_at = 0
         """When traffic is to be reported."""
@@ -418,6 +420,7 @@ class UdpHandler(Handler):
         interval = self.context.tunables["traffic_interval_ms"] * 1_000_000
         if interval:
             self._report_traffic(now, interval)
+        self._check.tick(now)
         if self._table.forgotten:
             self.context.log.warning(
                 "%d sockets were forgotten, as more than %d are open",

@@ -30,6 +30,7 @@ struct km_udp_open_socket {
 	km_pid pid;
 	__u32 netns;
 	/* what follows is the udp module's own business */
+	__u64 inode;  /* of its file; 0: it had none */
 	km_ns opened; /* CLOCK_MONOTONIC */
 	km_count datagrams_sent;
 	km_bytes bytes_sent;
@@ -39,7 +40,8 @@ struct km_udp_open_socket {
 	__u32 drops_before;	 /* what was dropped until it was met */
 	struct km_udp_peer last; /* of the flow that was entered last */
 	enum km_udp_origin origin;
-	__u8 _pad[3];
+	bool gone; /* end_gone() did not find it once */
+	__u8 _pad[2];
 };
 
 #define KM_UDP_SOCKETS 65536
@@ -48,7 +50,8 @@ struct km_udp_open_socket {
  * Every socket that has a port, by its address; what is told of it bears its
  * socket_id, as the kernel uses addresses again.
  * inserted: track(), by START, EXISTING, and TELEMETRY of a socket not met before.
- * deleted: take_out(), by END, who reports the end; forget(), when the start found no room.
+ * deleted: take_out(), by END and end_gone(), who report the end; forget(), when the start
+ * found no room.
  * read: every program of the module; the handler after a loss; programs of others.
  */
 struct {

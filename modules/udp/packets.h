@@ -202,6 +202,7 @@ static __always_inline int on_queue(void *ctx, struct sk_buff *skb)
 
 	if (!sk || !is_udp(sk) || was_counted(skb))
 		return 0;
+	end_former(ctx, sk);
 	return on_send_whole(ctx, skb);
 }
 
@@ -292,6 +293,7 @@ static __noinline int on_received(void *ctx, struct sock *sk, int size, int flag
 	/* the end of file that shutdown(2) makes */
 	if (!size && km_read(sk, sk_shutdown) & RCV_SHUTDOWN)
 		return 0;
+	end_former(ctx, sk);
 	seen = bpf_map_lookup_elem(&read_packets, &thread);
 	if (seen && seen->key.peer.local_port == km_read(sk, __sk_common.skc_num)) {
 		packet = *seen;

@@ -325,4 +325,32 @@ static __always_inline int end_missed(void *ctx, struct sock *sk)
 	return end_as(ctx, sk, true);
 }
 
+/* the same, where that is not seen: when the other socket is used */
+static __noinline int end_former(void *ctx, struct sock *sk)
+{
+	struct km_udp_open_socket *socket = find(sk);
+	__u64 inode;
+
+	if (!socket || !socket->inode)
+		return 0;
+	inode = inode_of(sk);
+	if (inode && inode != socket->inode)
+		end_missed(ctx, sk);
+	return 0;
+}
+
+/* who is about to be freed is not found either: only the second time it is for good */
+static __noinline int end_gone(void *ctx, struct sock *sk)
+{
+	struct km_udp_open_socket *socket = find(sk);
+
+	if (!socket || !socket->inode || inode_of(sk) == socket->inode)
+		return 0;
+	if (socket->gone)
+		end_missed(ctx, sk);
+	else
+		socket->gone = true;
+	return 0;
+}
+
 #endif

@@ -209,6 +209,7 @@ int BPF_KRETPROBE(bind6_return, int error)
 /* nothing is there to see it getting a port; but it has one by now */
 static __always_inline int on_used(void *ctx, struct sock *sk)
 {
+	end_former(ctx, sk);
 	return !find(sk) && km_read(sk, __sk_common.skc_num) ? open_own(ctx, sk, KM_UDP_USED) : 0;
 }
 
@@ -351,6 +352,17 @@ SEC("raw_tp")
 int report_traffic(void *ctx)
 {
 	return write_flows(ctx);
+}
+
+#define KM_UDP_CHECKED 12 /* as many arguments as a run may have */
+
+/* the handler runs it with sockets' addresses, where some are freed unseen; 0: no address */
+SEC("raw_tp")
+int check_open(__u64 *addresses)
+{
+	for (int i = 0; i < KM_UDP_CHECKED; i++)
+		end_gone(addresses, (struct sock *)addresses[i]);
+	return 0;
 }
 
 /* ---- existing ---- */

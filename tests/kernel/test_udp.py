@@ -32,8 +32,7 @@ from tests.support.datagrams import (
     traffic_of,
 )
 from tests.support.namespaces import Namespace, joined
-from tests.support.oversight import may_oversee
-from tests.support.requirements import needs
+from tests.support.requirements import has_kprobes, needs
 from tests.support.sockets import ROOMY, Watch, of
 
 if TYPE_CHECKING:
@@ -138,7 +137,11 @@ def check_life(one: Counted, port: int, records: Sequence[Any], *, peers: bool) 
     assert (closed.datagrams_received, closed.bytes_received) == came
     assert closed.datagrams_sent == sums(one.datagrams, "sent")
     assert closed.bytes_sent == sums(one.bytes, "sent")
-    assert 0 < (closed.duration or 0) < 240e9
+    if closed.duration is None:
+        # The kernel has not shown the end; it has been found out since.
+        assert not has_kprobes()
+    else:
+        assert 0 < closed.duration < 240e9
 
 
 class Workload:
@@ -297,7 +300,6 @@ def inhabited(place: Place) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("rank", range(LAST))
-@may_oversee
 def test_each_alternative(rank: int, absent: frozenset[str], inhabited: Place) -> None:
     """
     The alternatives of one rank, of all hooks at a time: each is heard with the truth.

@@ -20,7 +20,6 @@ from kprobe_modules import Collector
 from tests.support.datagrams import Counted, traffic_of
 from tests.support.emulation import fewer
 from tests.support.namespaces import Namespace, alone, running
-from tests.support.oversight import may_oversee
 from tests.support.requirements import needs
 from tests.support.sockets import ROOMY, Watch, by_socket, of
 
@@ -103,7 +102,6 @@ def closed_ports(records: Sequence[Any], here: Namespace) -> set[int]:
     return {item.local_port for item in of(records, UdpClosed) if item.netns == here.inode}
 
 
-@may_oversee
 def test_a_server_with_many_peers_costs_reports_per_interval(here: Namespace) -> None:
     """
     And none of its datagrams is lost when all are reported at once.
@@ -137,7 +135,6 @@ def test_a_server_with_many_peers_costs_reports_per_interval(here: Namespace) ->
     assert stats["messages"]["udp_stats"]["emitted"] - others <= 2 * (2 * count + 2)
 
 
-@may_oversee
 def test_attach_under_traffic(here: Namespace) -> None:
     """
     Who is opened afterwards is told to the last datagram.
@@ -204,7 +201,6 @@ input()
 """
 
 
-@may_oversee
 def test_sockets_of_another_network_namespace_are_found_once(here: Namespace) -> None:
     """
     One of them no process has: it is under way from one to another.
@@ -229,7 +225,6 @@ def test_sockets_of_another_network_namespace_are_found_once(here: Namespace) ->
     assert {item.local_port: item.pid for item in there} == {flying: None, kept: process.pid}
 
 
-@may_oversee
 def test_iperf3(here: Namespace) -> None:
     """
     Its own report of what it has sent and received, and its greeting of four bytes each way.

@@ -24,7 +24,7 @@ struct {
 /* a process that has the socket, or 0 */
 static __always_inline km_pid holder_of(struct sock *sk)
 {
-	__u32 inode = km_read(sk, sk_socket, file, f_inode, i_ino), zero = 0;
+	__u32 inode = inode_of(sk), zero = 0;
 	struct km_seen_inode *seen = bpf_map_lookup_elem(&seen_inodes, &inode);
 	__u32 *epoch = bpf_map_lookup_elem(&scan_epoch, &zero);
 

@@ -120,6 +120,12 @@ static __always_inline struct sock *sock_of(struct file *file)
 	return km_read((struct socket *)km_read(file, private_data), sk);
 }
 
+/* of the file that a socket has been since it was made; 0: it has none, or none any more */
+static __always_inline __u64 inode_of(struct sock *sk)
+{
+	return km_read(sk, sk_socket, file, f_inode, i_ino);
+}
+
 /*
  * A number that no other socket gets while the machine is up: no two are opened on one
  * CPU within 64 ns, and it takes four years until the clock comes round.
