@@ -30,7 +30,7 @@ from kprobe_modules.modules.containers.records import (
 )
 from kprobe_modules.modules.containers.table import ALIVE_COUNT, Cgroup, CgroupTable
 
-from kprobe_modules.api import Handler, count_attached, text
+from kprobe_modules.api import Handler, Suspects, count_attached, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     ]  # fmt: skip
 
 __all__ = ["ContainersHandler"]
-
-CONFIRM_NS = 2_000_000_000
-"""How long the end of a cgroup that is gone may still be under way in the rings."""
 
 WAIT_NS = 10_000_000_000
 """How long a cgroup waits for the one above, which a scan after a loss may still bring."""
@@ -111,7 +108,7 @@ class ContainersHandler(Handler):
         """Cgroups without the one above, by their own id."""
         self._awaited: dict[int, dict[int, None]] = {}
         """The ids of those above, and of who waits for each, in order."""
-        self._suspects: dict[int, int] = {}
+        self._suspects: Suspects[int] = Suspects()
         """Cgroups that a resync did not find, and since when."""
         self._moves: OrderedDict[tuple[int, int], int] = OrderedDict()
         """Where processes were moved to, by pid and start time."""
@@ -474,7 +471,7 @@ class ContainersHandler(Handler):
             if cgroup is not None and folder.parent_cgroup_id:
                 yield from self._rename(walk.time, cgroup, text(folder.name))
         for cgroup_id in known:
-            self._suspects.setdefault(cgroup_id, 0)
+            self._suspects.add(cgroup_id)
 
     def tick(self, now: int) -> Iterable[Record]:
         """
@@ -494,24 +491,14 @@ class ContainersHandler(Handler):
         for cgroup_id, item in list(self._waiting.items()):
             if now - item.time >= WAIT_NS:
                 records += self._give_up(cgroup_id)
-        if self._suspects:
-            records += self._confirm(now)
-        return records
+        return records + self._confirm(now)
 
     def _confirm(self, now: int) -> list[Record]:
         """
         End the cgroups that are still not found a while after a resync did not find them.
         """
-        due: list[Cgroup] = []
-        for cgroup_id, since in list(self._suspects.items()):
-            cgroup = self._table.alive(cgroup_id)
-            if cgroup is None:
-                del self._suspects[cgroup_id]
-            elif not since:
-                self._suspects[cgroup_id] = now
-            elif now - since >= CONFIRM_NS:
-                del self._suspects[cgroup_id]
-                due.append(cgroup)
+        found = (self._table.alive(cgroup_id) for cgroup_id in self._suspects.due(now))
+        due = [cgroup for cgroup in found if cgroup is not None]
         if not due:
             return []
         records: list[Record] = []

@@ -6,8 +6,6 @@ From packets to records: queries, their responses, and what was never answered.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING, ClassVar
 
 from kprobe_modules.modules.dns.codes import class_text, opcode_text, rcode_text, type_text
@@ -17,7 +15,7 @@ from kprobe_modules.modules.dns.records import DnsQuery, DnsResponse, DnsTimeout
 from kprobe_modules.modules.dns.routes import Packets
 from kprobe_modules.modules.dns.streams import STREAM_COUNT, StreamTable
 
-from kprobe_modules.api import Handler
+from kprobe_modules.api import Handler, format_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,11 +42,6 @@ COMPLAIN_NS = 10_000_000_000
 
 _SENT = DIRECTIONS.index("sent")
 _TCP = TRANSPORTS.index("tcp")
-
-
-@lru_cache(4096)
-def _address(family: int, raw: bytes) -> str:
-    return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)  # noqa: PLR2004
 
 
 def _transport(number: int) -> str:
@@ -118,9 +111,9 @@ class DnsHandler(Handler):
             cgroup_id or None,
             netns,
             f"ipv{family}",
-            _address(family, local_address),
+            format_address(family, local_address),
             local_port,
-            _address(family, remote_address),
+            format_address(family, remote_address),
             remote_port,
         )
         peer = remote_address, remote_port

@@ -24,7 +24,7 @@ from kprobe_modules.modules.processes.records import (
 )
 from kprobe_modules.modules.processes.table import ALIVE_COUNT, Process, ProcessTable
 
-from kprobe_modules.api import Handler, text
+from kprobe_modules.api import Handler, Suspects, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from kprobe_modules.api import Context, Record
 
 __all__ = ["ProcessesHandler"]
-
-CONFIRM_NS = 2_000_000_000
-"""How long the end of a process that is gone may still be under way in the rings."""
 
 
 def _exit_code(status: int) -> int:
@@ -58,7 +55,7 @@ class ProcessesHandler(Handler):
         super().__init__(context)
         self._table = ProcessTable()
         self._procfs = Procfs(context.proc_root, context.observe)
-        self._suspects: dict[tuple[int, int], int] = {}
+        self._suspects: Suspects[tuple[int, int]] = Suspects()
         """Processes that a resync did not find, and since when."""
         context.provide("process_table", self._table)
 
@@ -364,7 +361,7 @@ class ProcessesHandler(Handler):
         """
         stat = self._procfs.find(process.pid, process.start_time)
         if stat is None or stat.is_over:
-            self._suspects.setdefault((process.pid, process.start_time), 0)
+            self._suspects.add((process.pid, process.start_time))
         elif not process.kernel_thread and stat.comm != process.comm:
             # A lost exec or rename: what it is now is right from now on.
             process.comm = stat.comm
@@ -383,19 +380,13 @@ class ProcessesHandler(Handler):
                 ALIVE_COUNT,
             )
             self._table.forgotten = 0
-        if not self._suspects:
-            return ()
         records: list[Record] = []
-        for (pid, start_time), since in list(self._suspects.items()):
+        for pid, start_time in self._suspects.due(now):
             process = self._table.alive(pid)
             if process is None or process.start_time != start_time:
-                del self._suspects[pid, start_time]
-            elif not since:
-                self._suspects[pid, start_time] = now
-            elif now - since >= CONFIRM_NS:
-                del self._suspects[pid, start_time]
-                stat = self._procfs.find(pid, start_time)
-                if stat is None or stat.is_over:
-                    status = stat.status if stat is not None else None
-                    records.append(self._end_unseen(now, process, status))
+                continue
+            stat = self._procfs.find(pid, start_time)
+            if stat is None or stat.is_over:
+                status = stat.status if stat is not None else None
+                records.append(self._end_unseen(now, process, status))
         return records

@@ -12,9 +12,6 @@ heard first of a socket starts it.
 from __future__ import annotations
 
 import errno
-from functools import lru_cache
-from socket import AF_INET, AF_INET6, inet_ntop
-from struct import Struct
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from kprobe_modules.modules.tcp.records import (
@@ -27,9 +24,15 @@ from kprobe_modules.modules.tcp.records import (
     TcpSynackTimeout,
     TcpSynTimeout,
 )
-from kprobe_modules.modules.tcp.table import OPEN_COUNT, Socket, SocketTable
+from kprobe_modules.modules.tcp.table import Socket, SocketTable
 
-from kprobe_modules.api import Handler, SocketScan, network_namespaces, run_program
+from kprobe_modules.api import (
+    Handler,
+    format_address,
+    network_namespaces,
+    run_program,
+    show_sockets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,9 +51,6 @@ if TYPE_CHECKING:
     ]  # fmt: skip
 
 __all__ = ["CONGESTION_STATES", "DIRECTIONS", "REASONS", "ROLES", "SIDES", "STATES", "TcpHandler"]
-
-CONFIRM_NS = 2_000_000_000
-"""How long the end of a socket that is gone may still be under way in the rings."""
 
 STATES = (
     "", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT",
@@ -91,9 +91,6 @@ _AT_ONCE = 32
 _RUNS = 32
 """Of which there are so many in a tick, that rings have time to be drained."""
 
-_ID = Struct("<Q")
-"""What ``struct km_tcp_open_socket`` begins with."""
-
 _Name = TypeVar("_Name", str, "str | None")
 
 _NOTHING_COUNTED: _Counted = (None,) * 15
@@ -104,11 +101,6 @@ def _named(names: Sequence[_Name], number: int) -> _Name:
     Return the name of one of the kernel's or our numbers; of a newer one itself, as text.
     """
     return names[number] if number < len(names) else str(number)
-
-
-@lru_cache(4096)
-def _address(family: int, raw: bytes) -> str:
-    return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)  # noqa: PLR2004
 
 
 def _said(socket: Socket) -> _Said:
@@ -163,9 +155,9 @@ def _socket(
         cgroup_id or None,
         netns,
         f"ipv{family}",
-        _address(family, local_address),
+        format_address(family, local_address),
         local_port,
-        None if listens else _address(family, remote_address),
+        None if listens else format_address(family, remote_address),
         None if listens else remote_port,
         _named(ROLES, role),
         _named(STATES, state),
@@ -224,8 +216,6 @@ class TcpHandler(Handler):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._table = SocketTable()
-        self._suspects: dict[int, int] = {}
-        """Sockets that a resync did not find, and since when."""
         self._report_at = 0
         """When active sockets are to be reported."""
         context.provide("socket_table", self._table)
@@ -614,27 +604,14 @@ class TcpHandler(Handler):
         Make the kernel show every socket, having told it who has which.
         """
         del hook
-        scan = SocketScan(
-            self.context.proc_root,
-            self.context.map("seen_inodes"),
-            self.context.map("scan_epoch"),
-            ("tcp", "tcp6"),
-        )
-        unseen = scan.run()
-        if unseen:
-            self.context.log.warning("%d sockets found no room in seen_inodes", unseen)
+        show_sockets(self.context, ("tcp", "tcp6"))
 
     def steady(self, *, resync: bool) -> Iterable[Record]:
         """
         After a loss, look for sockets whose end was lost.
         """
         if resync:
-            found = self.context.map("tcp_open_sockets")
-            values = (found.lookup(key) for key in found.keys())  # noqa: SIM118 - a map's method
-            alive = {_ID.unpack_from(value)[0] for value in values if value is not None}
-            for socket in self._table:
-                if socket.socket_id not in alive:
-                    self._suspects.setdefault(socket.socket_id, 0)
+            self._table.compare(self.context.map("tcp_open_sockets"))
         return ()
 
     def tick(self, now: int) -> Iterable[Record]:
@@ -644,21 +621,5 @@ class TcpHandler(Handler):
         interval = self.context.tunables["metrics_interval_ms"] * 1_000_000
         if interval and now >= self._report_at and self._report_active():
             self._report_at = now + interval
-        if self._table.forgotten:
-            self.context.log.warning(
-                "%d sockets were forgotten, as more than %d are open",
-                self._table.forgotten,
-                OPEN_COUNT,
-            )
-            self._table.forgotten = 0
-        records: list[Record] = []
-        for socket_id, since in list(self._suspects.items()):
-            socket = self._table.get(socket_id)
-            if socket is None:
-                del self._suspects[socket_id]
-            elif not since:
-                self._suspects[socket_id] = now
-            elif now - since >= CONFIRM_NS:
-                del self._suspects[socket_id]
-                records.append(self._end_unseen(now, socket))
-        return records
+        self._table.warn_of_forgotten(self.context)
+        return [self._end_unseen(now, socket) for socket in self._table.gone(now)]

@@ -9,21 +9,11 @@ not attached.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING
-
 import attrs
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from kprobe_modules.api import OpenSockets
 
 __all__ = ["Socket", "SocketTable"]
-
-ENDED_COUNT = 8192
-"""How many sockets that have ended are remembered."""
-
-OPEN_COUNT = 1 << 16
-"""How many open sockets are kept at most: as many as ``tcp_open_sockets`` holds."""
 
 
 @attrs.define(eq=False)
@@ -49,42 +39,15 @@ class Socket:
     existing: bool = False
 
 
-class SocketTable:
+class SocketTable(OpenSockets[Socket]):
     """
-    Sockets by id.
-
-    Attributes:
-        forgotten: open sockets that had to make room for others; what is heard of one of
-            them starts it anew.
+    Sockets by id: at most as many as ``tcp_open_sockets`` holds.
     """
 
     def __init__(self) -> None:
-        self.forgotten = 0
-        self._open: dict[int, Socket] = {}
+        super().__init__()
         self._listeners: dict[tuple[int, int], dict[int, Socket]] = {}
         """By network namespace and port; several may share one (SO_REUSEPORT)."""
-        self._ended: OrderedDict[int, Socket] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def __iter__(self) -> Iterator[Socket]:
-        """
-        Iterate over a copy of those that are open.
-        """
-        return iter(list(self._open.values()))
-
-    def get(self, socket_id: int) -> Socket | None:
-        """
-        Return the open socket with that id.
-        """
-        return self._open.get(socket_id)
-
-    def ended(self, socket_id: int) -> Socket | None:
-        """
-        Return the socket with that id if it is one of the last that have ended.
-        """
-        return self._ended.get(socket_id)
 
     def listener(self, netns: int, port: int) -> Socket | None:
         """
@@ -95,35 +58,26 @@ class SocketTable:
 
     def add(self, socket: Socket) -> None:
         """
-        Enter a socket that is open.
+        Enter a socket that is open; the one entered first goes when they are too many.
         """
-        self._open[socket.socket_id] = socket
         if socket.role == "listen":
             key = socket.netns, socket.local_port
             self._listeners.setdefault(key, {})[socket.socket_id] = socket
-        if len(self._open) > OPEN_COUNT:
-            self._remove(next(iter(self._open.values())))
-            self.forgotten += 1
+        super().add(socket)
 
     def set_port(self, socket: Socket, port: int) -> None:
         """
         Give a socket the port that the kernel has chosen for it.
         """
-        self._remove(socket)
+        self.remove(socket)
         socket.local_port = port
         self.add(socket)
 
-    def end(self, socket: Socket) -> None:
+    def remove(self, socket: Socket) -> None:
         """
-        Take a socket out, and remember that it has ended.
+        Take a socket out, without a trace.
         """
-        self._remove(socket)
-        self._ended[socket.socket_id] = socket
-        while len(self._ended) > ENDED_COUNT:
-            self._ended.popitem(last=False)
-
-    def _remove(self, socket: Socket) -> None:
-        self._open.pop(socket.socket_id, None)
+        super().remove(socket)
         key = socket.netns, socket.local_port
         sharing = self._listeners.get(key)
         if sharing is not None:

@@ -14,21 +14,20 @@ for it here, a fraction of a second.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 from kprobe_modules.modules.udp.check import OpenCheck
 from kprobe_modules.modules.udp.records import UdpClosed, UdpDropped, UdpOpened, UdpTraffic
-from kprobe_modules.modules.udp.table import OPEN_COUNT, Socket, SocketTable
+from kprobe_modules.modules.udp.table import Socket, SocketTable
 
 from kprobe_modules.api import (
     Handler,
-    SocketScan,
+    format_address,
     network_namespaces,
     run_program,
+    show_sockets,
     wait_for_programs,
 )
 
@@ -42,10 +41,7 @@ if TYPE_CHECKING:
     _Ends = tuple[str, str, int, str | None, int | None]
     _Totals = tuple[int | None, int | None, int | None, int | None, int | None, int | None]
 
-__all__ = ["CONFIRM_NS", "ORIGINS", "UdpHandler"]
-
-CONFIRM_NS = 2_000_000_000
-"""How long the end of a socket that is gone may still be under way in the rings."""
+__all__ = ["ORIGINS", "UdpHandler"]
 
 ORIGINS = ("bound", "used", "found")
 """``enum km_udp_origin``."""
@@ -64,15 +60,8 @@ _CYCLES = 2
 
 _INDEX = bytes(4)
 _NUMBER = Struct("<I")
-_ID = Struct("<Q")
-"""What ``struct km_udp_open_socket`` begins with."""
 
 _NOTHING_COUNTED: _Totals = (None,) * 6
-
-
-@lru_cache(4096)
-def _address(family: int, raw: bytes) -> str:
-    return inet_ntop(AF_INET, raw[:4]) if family == 4 else inet_ntop(AF_INET6, raw)  # noqa: PLR2004
 
 
 def _owner(socket: Socket) -> _Owner:
@@ -124,8 +113,6 @@ class UdpHandler(Handler):
         super().__init__(context)
         self._table = SocketTable()
         self._closing: dict[int, _Closing] = {}
-        self._suspects: dict[int, int] = {}
-        """Sockets that a resync did not find, and since when."""
         self._check = OpenCheck(context)
         self._scanned = False
         self._report_at = 0
@@ -284,9 +271,9 @@ class UdpHandler(Handler):
             cgroup_id or None,
             netns or None,
             f"ipv{family}",
-            _address(family, local_address),
+            format_address(family, local_address),
             local_port,
-            _address(family, remote_address) if remote_port else None,
+            format_address(family, remote_address) if remote_port else None,
             remote_port or None,
             self._existed(origin),
         )
@@ -386,15 +373,7 @@ class UdpHandler(Handler):
         Make the kernel show every socket, having told it who has which.
         """
         del hook
-        scan = SocketScan(
-            self.context.proc_root,
-            self.context.map("seen_inodes"),
-            self.context.map("scan_epoch"),
-            ("udp", "udp6"),
-        )
-        unseen = scan.run()
-        if unseen:
-            self.context.log.warning("%d sockets found no room in seen_inodes", unseen)
+        show_sockets(self.context, ("udp", "udp6"))
 
     def steady(self, *, resync: bool) -> Iterable[Record]:
         """
@@ -402,12 +381,7 @@ class UdpHandler(Handler):
         """
         self._scanned = True
         if resync:
-            found = self.context.map("udp_open_sockets")
-            values = (found.lookup(key) for key in found.keys())  # noqa: SIM118 - a map's method
-            alive = {_ID.unpack_from(value)[0] for value in values if value is not None}
-            for socket in self._table:
-                if socket.socket_id not in alive and socket.socket_id not in self._closing:
-                    self._suspects.setdefault(socket.socket_id, 0)
+            self._table.compare(self.context.map("udp_open_sockets"))
         return ()
 
     def tick(self, now: int) -> Iterable[Record]:
@@ -421,25 +395,6 @@ class UdpHandler(Handler):
         if interval:
             self._report_traffic(now, interval)
         self._check.tick(now)
-        if self._table.forgotten:
-            self.context.log.warning(
-                "%d sockets were forgotten, as more than %d are open",
-                self._table.forgotten,
-                OPEN_COUNT,
-            )
-            self._table.forgotten = 0
-        return [*records, *self._confirm(now)]
-
-    def _confirm(self, now: int) -> Iterable[Record]:
-        """
-        End the suspects of whose end nothing has come for long enough.
-        """
-        for socket_id, since in list(self._suspects.items()):
-            socket = self._table.get(socket_id)
-            if socket is None:
-                del self._suspects[socket_id]
-            elif not since:
-                self._suspects[socket_id] = now
-            elif now - since >= CONFIRM_NS:
-                del self._suspects[socket_id]
-                yield self._end_unseen(now, socket)
+        self._table.warn_of_forgotten(self.context)
+        gone = (one for one in self._table.gone(now) if one.socket_id not in self._closing)
+        return [*records, *(self._end_unseen(now, socket) for socket in gone)]

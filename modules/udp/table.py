@@ -9,21 +9,11 @@ not attached.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING
-
 import attrs
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from kprobe_modules.api import OpenSockets
 
 __all__ = ["Socket", "SocketTable"]
-
-ENDED_COUNT = 8192
-"""How many sockets that have ended are remembered."""
-
-OPEN_COUNT = 1 << 16
-"""How many open sockets are kept at most: as many as ``udp_open_sockets`` holds."""
 
 
 @attrs.define(eq=False)
@@ -49,55 +39,7 @@ class Socket:
     """How many drops have been told."""
 
 
-class SocketTable:
+class SocketTable(OpenSockets[Socket]):
     """
-    Sockets by id.
-
-    Attributes:
-        forgotten: open sockets that had to make room for others; what is heard of one of
-            them starts it anew.
+    Sockets by id: at most as many as ``udp_open_sockets`` holds.
     """
-
-    def __init__(self) -> None:
-        self.forgotten = 0
-        self._open: dict[int, Socket] = {}
-        self._ended: OrderedDict[int, Socket] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def __iter__(self) -> Iterator[Socket]:
-        """
-        Iterate over a copy of those that are open.
-        """
-        return iter(list(self._open.values()))
-
-    def get(self, socket_id: int) -> Socket | None:
-        """
-        Return the open socket with that id.
-        """
-        return self._open.get(socket_id)
-
-    def ended(self, socket_id: int) -> Socket | None:
-        """
-        Return the socket with that id if it is one of the last that have ended.
-        """
-        return self._ended.get(socket_id)
-
-    def add(self, socket: Socket) -> None:
-        """
-        Enter a socket that is open.
-        """
-        self._open[socket.socket_id] = socket
-        if len(self._open) > OPEN_COUNT:
-            del self._open[next(iter(self._open))]
-            self.forgotten += 1
-
-    def end(self, socket: Socket) -> None:
-        """
-        Take a socket out, and remember that it has ended.
-        """
-        self._open.pop(socket.socket_id, None)
-        self._ended[socket.socket_id] = socket
-        while len(self._ended) > ENDED_COUNT:
-            self._ended.popitem(last=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kprobe_modules.addresses import format_address
 from kprobe_modules.decode import text
 from kprobe_modules.errors import KprobeModulesError
 from kprobe_modules.handler import Context, DataChunk, Handler, MapAccess, Source
@@ -17,8 +18,10 @@ from kprobe_modules.libbpf.program import test_run as run_program
 from kprobe_modules.libbpf.rcu import wait_for_programs
 from kprobe_modules.manifest import Alternative, Hook, Manifest
 from kprobe_modules.namespaces import network_namespaces
+from kprobe_modules.opensockets import OpenSockets
 from kprobe_modules.records import Record
-from kprobe_modules.socketscan import SocketScan
+from kprobe_modules.socketscan import show_sockets
+from kprobe_modules.suspects import Suspects
 
 __all__ = [
     "Alternative",
@@ -29,14 +32,17 @@ __all__ = [
     "KprobeModulesError",
     "Manifest",
     "MapAccess",
+    "OpenSockets",
     "Record",
-    "SocketScan",
     "Source",
+    "Suspects",
     "count_attached",
+    "format_address",
     "include_directory",
     "network_namespace",
     "network_namespaces",
     "run_program",
+    "show_sockets",
     "text",
     "wait_for_programs",
 ]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from kprobe_modules.handler import MapAccess
+    from kprobe_modules.handler import Context, MapAccess
 
-__all__ = ["SocketScan"]
+__all__ = ["SocketScan", "show_sockets"]
 
 _INODE = Struct("<I")
 _SEEN = Struct("<II")
@@ -126,3 +126,17 @@ class SocketScan:
             return False
         epoch: int = _SEEN.unpack(value)[1]
         return 0 < (epoch - self._epoch & 0xFFFFFFFF) < 1 << 31
+
+
+def show_sockets(context: Context, shown_by: Sequence[str]) -> None:
+    """
+    Scan for a module, which has an array of one ``scan_epoch``; log what found no room.
+
+    Args:
+        context: the module's.
+        shown_by: names of the files in ``/proc/PID/net`` that show the sockets.
+    """
+    maps = context.map("seen_inodes"), context.map("scan_epoch")
+    unseen = SocketScan(context.proc_root, *maps, shown_by).run()
+    if unseen:
+        context.log.warning("%d sockets found no room in seen_inodes", unseen)

@@ -38,10 +38,10 @@ from tests.support.cgroups import (
     without_version_2,
 )
 from tests.support.requirements import needs
-from tests.support.watch import record_until
+from tests.support.watch import record_until, record_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from kprobe_modules import Record
     from tests.support.cgroups import Cgroup
@@ -99,27 +99,6 @@ with_renames = pytest.mark.parametrize(
 
 def of(records: Iterable[Record], kind: type[Any]) -> list[Any]:
     return [record for record in records if isinstance(record, kind)]
-
-
-def record_work(collector: Collector, work: Callable[[], object]) -> list[Record]:
-    """
-    Do some work in a thread; return what was recorded meanwhile.
-    """
-    failed: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            failed.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    records = record_until(collector, lambda: not thread.is_alive())
-    thread.join()
-    if failed:
-        raise failed[0]
-    return records
 
 
 def by_cgroup(records: Sequence[Record], truth: Iterable[Cgroup]) -> dict[int, list[Any]]:

@@ -5,7 +5,6 @@ What the programs of the dns module see, on whatever kernel this runs on: every 
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,8 +13,7 @@ import pytest
 from kprobe_modules.modules.dns import MODULE
 
 from kprobe_modules import Collector
-from kprobe_modules.features import Features
-from kprobe_modules.objectfile import read
+from tests.support.alternatives import absent_programs
 from tests.support.cgroups import own_cgroup_id
 from tests.support.dns import (
     OTHER_PORT,
@@ -31,7 +29,7 @@ from tests.support.dns import (
 from tests.support.namespaces import alone
 from tests.support.requirements import needs
 from tests.support.sockets import of
-from tests.support.watch import DEADLINE, record_until
+from tests.support.watch import DEADLINE, record_work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,34 +58,7 @@ def absent() -> frozenset[str]:
     """
     Return the programs that this kernel cannot attach.
     """
-    spec = read(MODULE.object_bytes("x86_64"), "dns")
-    features = Features()
-    try:
-        return frozenset(
-            item.name
-            for item in spec.programs
-            if item.target and not features.program(item.kind, item.target)
-        )
-    finally:
-        features.close()
-
-
-def run(collector: Collector, workload: Workload) -> list[Record]:
-    failed: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            workload.run()
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            failed.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    records = record_until(collector, lambda: not thread.is_alive())
-    thread.join()
-    if failed:
-        raise failed[0]
-    return records
+    return absent_programs(MODULE)
 
 
 def check_process(packet: Packet, process: Process, *, known: bool) -> None:
@@ -217,7 +188,7 @@ def test_each_alternative(rank: int, absent: frozenset[str]) -> None:
         assert {hook: live[hook] for hook in chosen} == chosen
         records = [
             record
-            for record in run(collector, workload)
+            for record in record_work(collector, workload.run)
             if not isinstance(record, Packet) or record.netns == here.inode
         ]
         if "closed" in live:

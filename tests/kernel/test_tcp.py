@@ -31,11 +31,10 @@ from kprobe_modules.modules.tcp.records import (
 )
 
 from kprobe_modules import Collector
-from kprobe_modules.features import Features
-from kprobe_modules.objectfile import read
+from tests.support.alternatives import absent_programs, names_live
 from tests.support.requirements import needs
 from tests.support.tcp import End, Workload, connect, ends_of, exchange
-from tests.support.watch import record_until
+from tests.support.watch import record_until, record_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -76,24 +75,6 @@ def by_end(records: Iterable[Record]) -> dict[tuple[Any, Any], list[Any]]:
             remote = None if item.remote_port is None else (item.remote_address, item.remote_port)
             found[(item.local_address, item.local_port), remote].append(item)
     return found
-
-
-def run(collector: Collector, workload: Workload) -> list[Record]:
-    failed: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            workload.run()
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            failed.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    records = record_until(collector, lambda: not thread.is_alive())
-    thread.join()
-    if failed:
-        raise failed[0]
-    return records
 
 
 def ticks_of(pid: int) -> int:
@@ -216,14 +197,6 @@ def check_timeouts(workload: Workload, found: dict[tuple[Any, Any], list[Any]]) 
         assert item.socket_id == listening.socket_id
 
 
-def names_live(collector: Collector) -> dict[str, str]:
-    return {
-        choice.hook.name: choice.alternative.name
-        for choice in collector.status("tcp").choices
-        if choice.alternative
-    }
-
-
 def has_reasons() -> bool:
     """
     Tell whether the kernel has reasons for resets, and tells of those without a socket.
@@ -268,16 +241,7 @@ def absent() -> frozenset[str]:
     """
     Return the programs that this kernel cannot attach.
     """
-    spec = read(MODULE.object_bytes("x86_64"), "tcp")
-    features = Features()
-    try:
-        return frozenset(
-            item.name
-            for item in spec.programs
-            if item.hook and not features.program(item.kind, item.target)
-        )
-    finally:
-        features.close()
+    return absent_programs(MODULE)
 
 
 def test_no_function_is_missing(absent: frozenset[str]) -> None:
@@ -313,10 +277,10 @@ def test_each_alternative(rank: int, absent: frozenset[str]) -> None:
         workload = Workload()
         with Collector(chosen={f"tcp.{hook}": name for hook, name in chosen.items()}) as collector:
             collector.attach("tcp", metrics_interval_ms=1)
-            live = names_live(collector)
+            live = names_live(collector, "tcp")
             assert {hook: live[hook] for hook in chosen} == chosen
             exchange(*clients, 307, 401, ends)
-            records = run(collector, workload)
+            records = record_work(collector, workload.run)
             exchange(*clients, 307, 401, ends)
             ends[0].closed_first, ends[1].closed_first = "local", "remote"
             for each in clients:
@@ -408,7 +372,7 @@ def test_sockets_of_another_network_namespace_are_found_once(
     process, (listening, one, two) = elsewhere
     namespace = Path(f"/proc/{process.pid}/ns/net").stat().st_ino
     with Collector(["tcp"]) as collector:
-        live = names_live(collector)
+        live = names_live(collector, "tcp")
         records = collector.flush()
         collector.resync("tcp")
         again = collector.flush()

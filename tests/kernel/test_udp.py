@@ -18,9 +18,7 @@ from kprobe_modules.modules.udp import MODULE
 from kprobe_modules.modules.udp.records import UdpClosed, UdpDropped, UdpOpened, UdpTraffic
 
 from kprobe_modules import Collector
-from kprobe_modules.architecture import machine_arch
-from kprobe_modules.features import Features
-from kprobe_modules.objectfile import read
+from tests.support.alternatives import absent_programs, names_live
 from tests.support.cgroups import own_cgroup_id
 from tests.support.datagrams import (
     GROUP,
@@ -62,24 +60,7 @@ def absent() -> frozenset[str]:
     Return the programs that this kernel cannot attach.
     """
     needs.root()
-    spec = read(MODULE.object_bytes(machine_arch()), "udp")
-    features = Features()
-    try:
-        return frozenset(
-            item.name
-            for item in spec.programs
-            if item.hook and not features.program(item.kind, item.target)
-        )
-    finally:
-        features.close()
-
-
-def names_live(collector: Collector) -> dict[str, str]:
-    return {
-        choice.hook.name: choice.alternative.name
-        for choice in collector.status("udp").choices
-        if choice.alternative
-    }
+    return absent_programs(MODULE)
 
 
 def life(records: Sequence[Any], here: Namespace, port: int) -> list[Any]:
@@ -323,7 +304,7 @@ def test_each_alternative(rank: int, absent: frozenset[str], inhabited: Place) -
         options = {f"udp.{hook}": name for hook, name in chosen.items()}
         collector = stack.enter_context(Collector(chosen=options, rings=ROOMY))
         collector.attach("udp", traffic_interval_ms=1)
-        live = names_live(collector)
+        live = names_live(collector, "udp")
         assert {hook: live[hook] for hook in chosen} == chosen
         watch = Watch(collector)
         workload.run()

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 BLIND = {"udp.end": "end_slab_btf", "udp.send": "queue_btf"}
 HEAD = struct.Struct("<QQQIIQ")
 """Of ``struct km_udp_open_socket``: id, start, cgroup, pid, netns, inode."""
-NO_ADDRESS = struct.pack("<Q", 0xFFFF_8000_0000_0000 - 4096)
-"""No socket is there: it is not in the kernel's half."""
+NO_ADDRESS = struct.pack("<Q", 0xFFFF_FFFF_FFE0_0000)
+"""Nothing is there: the kernel leaves its last two megabytes empty.  A number that is no
+address makes 5.10 warn of who reads it."""
 
 
 @attrs.frozen

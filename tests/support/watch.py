@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kprobe_modules import Collector, Record
 
-__all__ = ["by_pid", "record_until", "record_workload"]
+__all__ = ["by_pid", "record_until", "record_work", "record_workload"]
 
 DEADLINE = float(fewer(60, 240))
 """Seconds: emulated guests are slow, and a test that gets here has failed."""
@@ -34,6 +34,27 @@ def record_until(collector: Collector, done: Callable[[], bool]) -> list[Record]
         assert monotonic() < deadline, f"not done after {DEADLINE} s"
         records += collector.poll(timeout=0.2)
     return records + collector.flush()
+
+
+def record_work(collector: Collector, work: Callable[[], object]) -> list[Record]:
+    """
+    Have a thread do something; return what was recorded, or raise what went wrong there.
+    """
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    records = record_until(collector, lambda: not thread.is_alive())
+    thread.join()
+    if failed:
+        raise failed[0]
+    return records
 
 
 def record_workload(collector: Collector, command: Sequence[str]) -> tuple[list[Record], str]:

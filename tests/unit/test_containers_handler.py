@@ -16,7 +16,6 @@ from kprobe_modules.modules.containers import handler as handler_module
 from kprobe_modules.modules.containers import hierarchy
 from kprobe_modules.modules.containers import table as table_module
 from kprobe_modules.modules.containers.handler import (
-    CONFIRM_NS,
     MOVES_COUNT,
     WAIT_NS,
     WAITING_COUNT,
@@ -25,6 +24,7 @@ from kprobe_modules.modules.containers.handler import (
 from kprobe_modules.modules.containers.table import GRACE_COUNT, GRACE_NS, CgroupTable
 
 from kprobe_modules.api import Context
+from kprobe_modules.suspects import CONFIRM_NS
 
 SECOND = 1_000_000_000
 CONTAINER = "5a" * 32

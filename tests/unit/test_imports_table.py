@@ -47,7 +47,8 @@ TABLE = {
     # the public surface: for agents, and for modules
     "__init__": "attached collector dispatch errors handler manifest records registry "
     "subscriptions transport",
-    "api": "decode errors handler libbpf manifest namespaces records socketscan",
+    "api": "addresses decode errors handler libbpf manifest namespaces opensockets records "
+    "socketscan suspects",
     # the composing rooms
     "capture": "attached dispatch errors handler journal records registry resources rings sinks "
     "specjson stacks",
@@ -80,6 +81,7 @@ TABLE = {
     # what modules are made of
     "manifest": "byfields errors handler records",
     "handler": "errors records",
+    "opensockets": "handler suspects",
     "socketscan": "handler namespaces",
     "namespaces": "libbpf",
     "sinks": "errors records",

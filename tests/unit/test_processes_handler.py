@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kprobe_modules.modules.processes.handler import CONFIRM_NS, ProcessesHandler
+from kprobe_modules.modules.processes.handler import ProcessesHandler
 from kprobe_modules.modules.processes.procfs import (
     INITIAL_PID_NAMESPACE,
     NS_PER_TICK,
@@ -22,6 +22,7 @@ from kprobe_modules.modules.processes.procfs import (
 from kprobe_modules.modules.processes.table import GRACE_COUNT, GRACE_NS, Process, ProcessTable
 
 from kprobe_modules.api import Context
+from kprobe_modules.suspects import CONFIRM_NS
 
 TICK = NS_PER_TICK
 SECOND = 1_000_000_000

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kprobe_modules.modules.tcp.handler import CONFIRM_NS, STATES, TcpHandler
-from kprobe_modules.modules.tcp.table import ENDED_COUNT, OPEN_COUNT, Socket, SocketTable
+from kprobe_modules.modules.tcp.handler import STATES, TcpHandler
+from kprobe_modules.modules.tcp.table import Socket, SocketTable
 
 from kprobe_modules import namespaces
-from kprobe_modules.api import Context, SocketScan, network_namespaces
+from kprobe_modules.api import Context, network_namespaces
+from kprobe_modules.opensockets import OPEN_COUNT
+from kprobe_modules.socketscan import SocketScan
+from kprobe_modules.suspects import CONFIRM_NS
 
 SECOND = 1_000_000_000
 FILES = ("tcp", "tcp6")
@@ -429,22 +432,14 @@ def test_metrics_can_be_switched_off(tmp_path):
     assert world.reported == [1]
 
 
-def test_the_table_is_bounded():
+def test_a_listener_that_had_to_make_room_is_not_found():
     table = SocketTable()
-    sockets = [
-        Socket(number, 1, 1, 1, 7, "ipv4", "", 1, "", 1, "connect", "")
-        for number in range(OPEN_COUNT + 3)
-    ]
-    for each in sockets:
-        table.add(each)
+    for number in range(OPEN_COUNT + 1):
+        role = "connect" if number else "listen"
+        table.add(Socket(number, 1, 1, 1, 7, "ipv4", "", 1, "", 1, role, ""))
 
-    assert (len(table), table.forgotten) == (OPEN_COUNT, 3)
-    assert table.get(2) is None
-    for each in sockets:
-        table.end(each)
-    assert len(table) == 0
-    assert table.ended(OPEN_COUNT + 2 - ENDED_COUNT) is None
-    assert table.ended(OPEN_COUNT + 3 - ENDED_COUNT) is not None
+    assert table.get(0) is table.listener(7, 1) is None
+    assert table.forgotten == 1
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(["open", "change", "close"]))))

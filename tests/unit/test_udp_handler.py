@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kprobe_modules.modules.udp.handler import CONFIRM_NS, ORIGINS, UdpHandler
-from kprobe_modules.modules.udp.table import ENDED_COUNT, OPEN_COUNT, Socket, SocketTable
+from kprobe_modules.modules.udp.handler import ORIGINS, UdpHandler
+from kprobe_modules.modules.udp.table import SocketTable
 
 from kprobe_modules.api import Context
+from kprobe_modules.suspects import CONFIRM_NS
 
 SECOND = 1_000_000_000
 V4 = socket.inet_pton(socket.AF_INET, "192.0.2.1").ljust(16, b"\0")
@@ -342,22 +343,6 @@ def test_sockets_that_a_resync_does_not_find_end_after_a_while(world):
     assert closed.socket_id == 5
     assert closed.duration is closed.bytes_sent is closed.drops is None
     assert [each.socket_id for each in world.table] == [6]
-
-
-def test_the_tables_are_bounded():
-    table = SocketTable()
-    sockets = [
-        Socket(number, 1, 1, 1, 1, "ipv4", "192.0.2.1", 1, None, None)
-        for number in range(OPEN_COUNT + 1)
-    ]
-    for each in sockets:
-        table.add(each)
-    assert (len(table), table.forgotten, table.get(0)) == (OPEN_COUNT, 1, None)
-    for each in sockets[: ENDED_COUNT + 1]:
-        table.end(each)
-
-    assert table.ended(0) is None
-    assert table.ended(ENDED_COUNT) is sockets[ENDED_COUNT]
 
 
 @given(
