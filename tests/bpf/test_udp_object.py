@@ -57,7 +57,7 @@ AT_ONCE = 32
 LOG = 62  # KM_DIAGNOSTIC_BPF_LOG
 KEY = struct.Struct("<Q16s16sHHBB2x")
 FLOW = struct.Struct("<5Q")
-SOCKET = struct.Struct("<3QI12xQQ")
+SOCKET = struct.Struct("<3QI20xQQ")
 """Of ``struct km_udp_open_socket``: id, start time, cgroup, process, datagrams and bytes sent."""
 
 
