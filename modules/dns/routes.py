@@ -3,7 +3,7 @@
 Packets that are seen twice.
 
 While hooks of this module take over from a tail call of another one's, or the other way round, a
-packet may come by both routes.
+packet may come by both routes: by one after the other, with nothing of that packet in between.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ WINDOW_NS = 1_000_000_000
 KEPT_COUNT = 4096
 """How many packets are remembered at least, unless their time is over."""
 
-_BEGINNING = 12
-"""How many bytes tell two packets apart that have the same number."""
+_Seen = tuple[tuple[int, int, int], int, int]
+"""What a packet is about, by which route it came, and when."""
 
 
 class Packets:
     """
     The last packets, and by which route they came.
+
+    The number of a packet comes from its address, which is soon the next one's.  So whatever else
+    is seen of it tells that it is another packet: a socket that asks again and again has its
+    packets at the same few addresses, and of some hundred queries a second two will have the same
+    id.
     """
 
     def __init__(self) -> None:
         self._since = 0
-        self._newer: dict[tuple[int, int, int, bytes], tuple[int, int]] = {}
-        self._older: dict[tuple[int, int, int, bytes], tuple[int, int]] = {}
+        self._newer: dict[int, _Seen] = {}
+        self._older: dict[int, _Seen] = {}
 
     def repeated(
         self, time: int, packet: int, socket_id: int, direction: int, route: int, payload: bytes
@@ -38,12 +43,18 @@ class Packets:
         """
         if time - self._since >= WINDOW_NS or len(self._newer) >= KEPT_COUNT:
             self._older, self._newer, self._since = self._newer, {}, time
-        key = packet, socket_id, direction, payload[:_BEGINNING]
-        before = self._newer.get(key) or self._older.get(key)
-        if before is not None and before[0] != route and abs(time - before[1]) < WINDOW_NS:
+        # Not the payload itself, which has up to 4 KiB.
+        content = socket_id, direction, hash(payload)
+        before = self._newer.get(packet) or self._older.get(packet)
+        if (
+            before is not None
+            and before[0] == content
+            and before[1] != route
+            and abs(time - before[2]) < WINDOW_NS
+        ):
             # Both routes have had it: what comes next with this number is another packet.
-            self._newer.pop(key, None)
-            self._older.pop(key, None)
+            self._newer.pop(packet, None)
+            self._older.pop(packet, None)
             return True
-        self._newer[key] = route, time
+        self._newer[packet] = content, route, time
         return False

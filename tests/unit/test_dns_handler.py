@@ -440,6 +440,22 @@ def test_a_packet_that_comes_by_both_routes_is_told_once(world):
     )
 
 
+def test_a_packet_at_the_address_of_a_former_one_is_told(world):
+    """
+    As when a client asks again and again: of some hundred queries two have the same id.
+    """
+
+    def shown(time, wire, route, **more):
+        return len(world.packet(time, wire, route=route, packet=99, **more))
+
+    names = [f"n{number}." for number in range(3)]
+    assert [shown(1, query(name), 0) for name in names] == [1, 1, 1]
+    assert shown(2, query("n3."), 1) == 1, "its header is that of one which came the other way"
+    assert shown(3, query("n4."), 0) == 1
+    assert shown(4, query("n4."), 0, direction=RECEIVED) == 1, "the packet went on"
+    assert shown(5, query("n4."), 1) == 1, "so this is another one, with the same payload"
+
+
 def test_routes_remember_a_bounded_number_of_packets(world):
     wire = query()
     for tag in range(1, 4 * KEPT_COUNT):
