@@ -163,7 +163,7 @@ class AttachedModule:
 
     def counts(self, received: Mapping[str, Mapping[int, int]]) -> dict[str, Any]:
         """
-        Return totals: emitted, received and lost, and the same per message.
+        Return totals: emitted, received and lost, and the same per message; runs that were missed.
         """
         messages: dict[str, dict[str, int]] = {}
         for count in self.losses.read():
@@ -181,6 +181,7 @@ class AttachedModule:
         suppressed = sum(self.logs.read().values())
         return {
             **totals,
+            "missed": self.loaded.missed_runs().total(),
             "suppressed": suppressed,
             "late": self.binding.late,
             "handler_time": self.binding.handler_time,

@@ -538,7 +538,9 @@ class Ensemble:
                 name,
                 at,
                 self.counts(attached),
-                measure_programs(attached.loaded.loaded_programs(), library),
+                measure_programs(
+                    attached.loaded.loaded_programs(), attached.loaded.missed_runs(), library
+                ),
                 measure_maps(attached.loaded.own_maps(), library),
             )
             for name, attached in self.attached.items()

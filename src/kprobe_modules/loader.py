@@ -31,10 +31,12 @@ from kprobe_modules.errors import (
     PrivilegeError,
 )
 from kprobe_modules.libbpf import BpfObject
+from kprobe_modules.missed import MissedRuns
 from kprobe_modules.spec import check_arch
 from kprobe_modules.tunable import pack
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterable, Mapping
 
     from kprobe_modules.features import Features
@@ -327,6 +329,7 @@ class LoadedModule:
         self._added: dict[str, BpfObject] = {}
         """Objects loaded later, of which just one hook is live: by its name."""
         self._links: dict[str, ExitStack] = {}
+        self._missed = MissedRuns()
 
     def map_fd(self, name: str) -> int:
         """
@@ -364,6 +367,12 @@ class LoadedModule:
             if program.autoload
         }
 
+    def missed_runs(self) -> Counter[str]:
+        """
+        Return how many runs of its programs the kernel left out, by program.
+        """
+        return self._missed.counts(self.loaded_programs(), self.plan.library)
+
     def program(self, name: str) -> BpfProgram:
         """
         Return a program that was loaded.
@@ -386,10 +395,12 @@ class LoadedModule:
                 links.append(self.plan.open_source(alternative.source))
             for name in alternative.programs:
                 program, spec = self.program(name), self.plan.spec.program(name)
-                links.append(attach_program(program, spec, alternative.link_info))
+                link = attach_program(program, spec, alternative.link_info)
+                links.append(link)
+                self._missed.watch(name, link)
         except BaseException:
-            for link in links:
-                link.close()
+            for each in links:
+                each.close()
             raise
         return links
 

@@ -36,7 +36,13 @@ class ProgramMetrics:
     run_time: int
     """Nanoseconds of these runs, all CPUs together."""
     missed: int
-    """Runs left out because the program was running already on that CPU; from 5.12 on."""
+    """
+    Runs that the kernel left out, and with them what should have been told.
+
+    Of a program that was running already on that CPU: from 5.12 on, ``raw_tp`` and ``tp_btf`` from
+    6.1 on.  Of a kprobe's, from 6.7 on: where it was hit inside of another one,
+    or a call of bpf(2) was busy with a map (dd8657894c11).
+    """
     instructions: int
     """BPF instructions after the verifier has removed what is never reached."""
     memory: int
@@ -92,6 +98,7 @@ _COUNTS = (
     "emitted",
     "received",
     "lost",
+    "missed",
     "suppressed",
     "late",
     "errors",
@@ -101,10 +108,15 @@ _COUNTS = (
 
 
 def measure_programs(
-    descriptors: Mapping[str, int], library: Library | None = None
+    descriptors: Mapping[str, int], missed: Mapping[str, int], library: Library | None = None
 ) -> list[ProgramMetrics]:
     """
     Ask the kernel about programs, given by name and descriptor.
+
+    Args:
+        descriptors: of the programs.
+        missed: runs that were left out, by name.
+        library: the libbpf to ask with.
     """
     found = []
     for name, fd in descriptors.items():
@@ -114,7 +126,7 @@ def measure_programs(
                 name,
                 info.run_cnt,
                 info.run_time_ns,
-                info.recursion_misses,
+                missed.get(name, 0),
                 info.translated_size // 8,
                 _accounted(fd) + info.jited_size,
             )

@@ -188,6 +188,8 @@ class Metrics(Record):
     emitted: int
     received: int
     lost: int
+    missed: int
+    """Runs of its programs that the kernel left out, as far as it counts them."""
     suppressed: int
     late: int
     errors: int

@@ -22,6 +22,7 @@ def metrics(scale: int, module: str = "doors") -> Metrics:
         emitted=100 * scale,
         received=90 * scale,
         lost=10 * scale,
+        missed=2,
         suppressed=3,
         late=0,
         errors=1,

@@ -112,4 +112,4 @@ def totals(stats: Stats, written: int) -> list[str]:
     return [*lines, f"{written} records written"]
 
 
-_COUNTS = ("emitted", "received", "lost", "suppressed", "errors")
+_COUNTS = ("emitted", "received", "lost", "missed", "suppressed", "errors")

@@ -5,10 +5,12 @@ Attachments: a link keeps a program attached until it is closed.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import threading
 from typing import TYPE_CHECKING
 
+from kprobe_modules.libbpf import structs
 from kprobe_modules.libbpf.descriptor import KernelError
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from kprobe_modules.libbpf.provider import Library
 
 __all__ = ["Link"]
+
+_PERF_EVENT = 7
+"""BPF_LINK_TYPE_PERF_EVENT of linux/bpf.h."""
+
+_KPROBES = (3, 4)
+"""BPF_PERF_EVENT_KPROBE and BPF_PERF_EVENT_KRETPROBE."""
 
 
 class Link:
@@ -32,6 +40,7 @@ class Link:
         self._library = library
         self._pointer = pointer
         self._lock = threading.Lock()
+        self._missed = 0
         self.what = what
 
     @property
@@ -56,6 +65,26 @@ class Link:
         """
         return not self._pointer
 
+    @property
+    def missed(self) -> int:
+        """
+        How often the kernel passed over a kprobe, as it was hit inside of another one.
+
+        Once the link is closed, what it was then.  0 for links of other kinds, and before 6.7.
+        """
+        with self._lock:
+            return self._ask_missed() if self._pointer else self._missed
+
+    def _ask_missed(self) -> int:
+        found = structs.KprobeLinkInfo()
+        size = ctypes.c_uint32(ctypes.sizeof(found))
+        c = self._library.c
+        fd = c.bpf_link__fd(self._pointer)
+        if c.bpf_obj_get_info_by_fd(fd, ctypes.byref(found), ctypes.byref(size)) < 0:
+            return 0  # it is a perf event
+        known = found.type == _PERF_EVENT and found.perf_type in _KPROBES
+        return int(found.missed) if known else 0
+
     def create_iter(self) -> int:
         """
         Start one pass of an iterator.
@@ -76,6 +105,8 @@ class Link:
         Detach.  A run of the program in progress may still be ending.
         """
         with self._lock:
+            if self._pointer:
+                self._missed = self._ask_missed()
             pointer, self._pointer = self._pointer, 0
         if pointer:
             with self._library.messages.listen():

@@ -149,6 +149,27 @@ class TestRunOptions(ctypes.Structure):
     )
 
 
+class KprobeLinkInfo(ctypes.Structure):
+    """
+    ``struct bpf_link_info`` of a kprobe's link; what an older kernel does not know stays zero.
+    """
+
+    _fields_ = (
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("prog_id", c_uint32),
+        ("_pad", c_uint32),
+        ("perf_type", c_uint32),
+        ("_perf_pad", c_uint32),
+        ("func_name", c_uint64),
+        ("name_len", c_uint32),
+        ("offset", c_uint32),
+        ("addr", c_uint64),
+        ("missed", c_uint64),
+        ("cookie", c_uint64),
+    )
+
+
 class ProgramInfo(ctypes.Structure):
     """
     ``struct bpf_prog_info``; what an older kernel does not know stays zero.
