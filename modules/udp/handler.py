@@ -8,7 +8,7 @@ The table turns "at least once" into once, and when a ring was full and somethin
 missing, it makes the sequence whole again: whatever is heard first of a socket starts it.
 
 What is told of traffic may still be in the kernel when a socket ends.  Then the end waits
-for it here, a fraction of a second.
+for it here, a fraction of a second unless there is very much.
 """
 # ruff: noqa: PLR0913, PLR0917 - a message method takes the fields of its message
 
@@ -94,7 +94,7 @@ class _Closing:
     ends: _Ends
     totals: _Totals
     flows: int
-    """How many more messages of its traffic are to come."""
+    """How many more messages of its traffic are to come; 0 or less: nobody knows."""
     until: int
     """Not longer than until the kernel's flows have been taken out so many times."""
 
@@ -111,6 +111,7 @@ class UdpHandler(Handler):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
+        self._interval = context.tunables["traffic_interval_ms"] * 1_000_000
         self._table = SocketTable()
         self._closing: dict[int, _Closing] = {}
         self._check = OpenCheck(context)
@@ -192,6 +193,9 @@ class UdpHandler(Handler):
             closing.flows -= 1
             if not closing.flows:
                 records.append(self._close(time, closing))
+        elif not netns and self._table.get(socket_id):
+            # The kernel's side has ended it, and the message that says so may be lost.
+            self._end_unseen(socket)
         return records
 
     def on_udp_destroy_socket(
@@ -236,9 +240,8 @@ class UdpHandler(Handler):
             bytes_received,
             max(drops, socket.drops),
         )
-        closing = _Closing(
-            socket, _ends(socket if missed else heard), totals, flows, self._cycles + _CYCLES
-        )
+        ends = _ends(socket if missed else heard)
+        closing = _Closing(socket, ends, totals, flows, self._all_told())
         if flows:
             self._closing[socket_id] = closing
         else:
@@ -311,22 +314,30 @@ class UdpHandler(Handler):
         self._table.end(closing.socket)
         return closing.closed(time)
 
-    def _end_unseen(self, time: int, socket: Socket) -> Record:
+    def _end_unseen(self, socket: Socket) -> None:
         """
-        End a socket whose end was missed.
+        Have a socket whose end was missed ended when its traffic has been told.
         """
-        return self._close(time, _Closing(socket, _ends(socket), _NOTHING_COUNTED, 0, 0))
+        self._closing[socket.socket_id] = _Closing(
+            socket, _ends(socket), _NOTHING_COUNTED, 0, self._all_told()
+        )
+
+    def _all_told(self) -> int:
+        """
+        Return how many cycles there have been when all that is counted by now has been told.
+        """
+        return self._cycles + (_CYCLES if self._interval else 0)
 
     # -- traffic ------------------------------------------------------------
 
-    def _report_traffic(self, now: int, interval: int) -> None:
+    def _report_traffic(self, now: int) -> None:
         """
         Have the kernel report what was counted, as far as that is to be done now.
         """
         if not self._reporting:
             if now < self._report_at and not self._closing:
                 return
-            self._report_at = now + interval
+            self._report_at = now + self._interval
             self._reporting = True
             if not self._change_generation():
                 return  # where nobody can wait for programs, a tick has to do
@@ -391,10 +402,11 @@ class UdpHandler(Handler):
         # What was reported in the ticks before has been handled by now.
         done = [closing for closing in self._closing.values() if self._cycles >= closing.until]
         records = [self._close(now, closing) for closing in done]
-        interval = self.context.tunables["traffic_interval_ms"] * 1_000_000
-        if interval:
-            self._report_traffic(now, interval)
+        if self._interval:
+            self._report_traffic(now)
         self._check.tick(now)
         self._table.warn_of_forgotten(self.context)
-        gone = (one for one in self._table.gone(now) if one.socket_id not in self._closing)
-        return [*records, *(self._end_unseen(now, socket) for socket in gone)]
+        for socket in self._table.gone(now):
+            if socket.socket_id not in self._closing:
+                self._end_unseen(socket)
+        return records

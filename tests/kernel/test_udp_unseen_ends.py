@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pytest
-from kprobe_modules.modules.udp.records import UdpClosed, UdpOpened
+from kprobe_modules.modules.udp.records import UdpClosed, UdpOpened, UdpTraffic
 
 from kprobe_modules import Collector
 from kprobe_modules.libbpf import map as bpf_map
@@ -89,13 +89,20 @@ def test_a_socket_that_is_gone_ends(here: Namespace) -> None:
     with ExitStack() as stack:
         server, client = (stack.enter_context(Counted(here)) for _ in range(2))
         collector = stack.enter_context(Collector(chosen=BLIND, rings=ROOMY))
-        collector.attach("udp")
+        collector.attach("udp", traffic_interval_ms=100)
         watch = Watch(collector)
         for size in (11, 13):
             client.send(size, (server.address, server.port))
+        port = client.port
+
+        def sent() -> int:
+            told = [item for item in of(watch.records, UdpTraffic) if item.netns == here.inode]
+            return sum(each.datagrams for each in told if each.local_port == port)
+
+        # Traffic of a socket that is not at its address any more would end it at once.
+        watch.until(lambda: sent() == 2)
         left = entry_of(collector, client.socket)
         left.move(NO_ADDRESS)
-        port = client.port
 
         def closed() -> list[UdpClosed]:
             return [item for item in of(watch.records, UdpClosed) if item.netns == here.inode]

@@ -276,12 +276,40 @@ def test_the_end_waits_no_longer_than_until_both_generations_were_reported(world
     world.tick(1)
     world.close(2, 5, flows=1)
 
-    assert world.tick(3) == []
-    assert world.tick(4) == []
-    (closed,) = world.tick(5)
+    assert world.tick(SECOND) == []
+    assert world.tick(2 * SECOND) == []
+    (closed,) = world.tick(2 * SECOND + 1)
 
     assert closed.record == "udp_closed"
-    assert world.stats(6, 5, sent=(1, 1))[0].record == "udp_traffic"
+    assert world.stats(3 * SECOND, 5, sent=(1, 1))[0].record == "udp_traffic"
+
+
+def test_traffic_of_a_socket_that_the_kernel_side_has_ended_brings_its_end(world):
+    world.open(1, 5)
+
+    known = world.stats(2, 5, sent=(1, 9), pid=0, netns=0)
+    unheard = world.stats(3, 6, sent=(1, 9), pid=0, netns=0)
+    more = world.stats(4, 6, sent=(1, 9), pid=0, netns=0, port=81)
+    ends = [record for now in range(1, 5) for record in world.tick(now * SECOND)]
+
+    assert kinds(known) == ["traffic"]
+    assert kinds(unheard) == ["opened", "traffic"]
+    assert kinds(more) == ["traffic"]
+    assert sorted((each.record, each.socket_id) for each in ends) == [
+        ("udp_closed", 5),
+        ("udp_closed", 6),
+    ]
+    assert list(world.table) == []
+
+
+def test_the_end_of_one_whose_traffic_came_first_has_its_counts(world):
+    world.open(1, 5)
+    world.stats(2, 5, sent=(1, 9), pid=0, netns=0)
+
+    (closed,) = world.close(3, 5, sent=(1, 9))
+
+    assert (closed.datagrams_sent, closed.duration) == (1, 5)
+    assert [world.tick(now * SECOND) for now in range(1, 5)] == [[]] * 4
 
 
 def test_generations_change_once_per_interval(world):
@@ -325,10 +353,13 @@ def test_where_nobody_can_wait_for_programs_a_tick_passes(world):
 
 def test_without_an_interval_nothing_is_reported():
     world = World(traffic_interval_ms=0)
+    world.open(1, 5)
 
-    world.tick(1)
+    list(world.handler.steady(resync=True))
+    ends = [record for now in range(1, 5) for record in world.tick(now * SECOND)]
 
     assert (world.generation, world.runs) == (0, 0)
+    assert kinds(ends) == ["closed"]
 
 
 def test_sockets_that_a_resync_does_not_find_end_after_a_while(world):
@@ -338,7 +369,9 @@ def test_sockets_that_a_resync_does_not_find_end_after_a_while(world):
 
     list(world.handler.steady(resync=True))
     assert world.tick(SECOND) == []
-    (closed,) = world.tick(SECOND + CONFIRM_NS)
+    assert world.tick(SECOND + CONFIRM_NS) == []
+    assert kinds(world.stats(4 * SECOND, 5, sent=(1, 9), pid=0, netns=0)) == ["traffic"]
+    (closed,) = (record for now in range(4, 7) for record in world.tick(now * SECOND))
 
     assert closed.socket_id == 5
     assert closed.duration is closed.bytes_sent is closed.drops is None
