@@ -30,8 +30,8 @@ _BLIND = "end_slab_btf"
 _AT_ONCE = 12
 """``KM_UDP_CHECKED``: how many addresses one run of ``check_open`` takes."""
 
-_RUNS = 128
-"""Of which there are so many in a tick at most: a few milliseconds."""
+_RUNS = 48
+"""Of which there are so many in a tick at most: a millisecond or two."""
 
 _ARGUMENTS = 8 * _AT_ONCE
 

@@ -5,6 +5,7 @@ The udp handler against any order of messages, with maps and programs that answe
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 from collections import Counter
@@ -282,6 +283,17 @@ def test_the_end_waits_no_longer_than_until_both_generations_were_reported(world
 
     assert closed.record == "udp_closed"
     assert world.stats(3 * SECOND, 5, sent=(1, 1))[0].record == "udp_traffic"
+
+
+def test_generations_change_a_few_times_a_second_while_ends_wait(world):
+    seen = []
+    for number, now in enumerate(range(1, SECOND, SECOND // 20)):
+        world.open(now, number)
+        world.close(now, number, flows=3)
+        world.tick(now)
+        seen.append(world.generation)
+
+    assert 3 <= sum(a != b for a, b in itertools.pairwise(seen)) <= 5
 
 
 def test_traffic_of_a_socket_that_the_kernel_side_has_ended_brings_its_end(world):
