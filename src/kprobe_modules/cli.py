@@ -219,8 +219,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     Add the flags that become `kprobe_modules.config.Options`.
     """
     group = parser.add_argument_group("collector")
-    group.add_argument("-m", "--modules", metavar="LIST", help="modules to attach, with commas")
-    group.add_argument("--disable", metavar="LIST", help="modules to leave out")
+    group.add_argument(
+        "-m", "--modules", action="append", metavar="LIST", help="modules to attach, with commas"
+    )
+    group.add_argument("--disable", action="append", metavar="LIST", help="modules to leave out")
     group.add_argument("--transport", choices=("perf", "ringbuf"), help="kind of ring")
     group.add_argument("--pages", metavar="N", help="pages per CPU's ring, a power of two")
     group.add_argument("--data-pages", metavar="N", help="the same for the data channel")
@@ -266,7 +268,9 @@ def _add_capture(parser: argparse.ArgumentParser) -> None:
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the newest file of a capture")
-    parser.add_argument("-m", "--modules", metavar="LIST", help="these modules only, with commas")
+    parser.add_argument(
+        "-m", "--modules", action="append", metavar="LIST", help="these modules only, with commas"
+    )
     _add_output(parser)
     _add_selection(parser)
     group = parser.add_argument_group("end of the replay")

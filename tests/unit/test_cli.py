@@ -152,6 +152,14 @@ def test_config_check_says_where_each_value_is_from(shell: Shell, tmp_path: Path
     ]
 
 
+def test_modules_that_are_named_in_several_flags_add_up(shell: Shell) -> None:
+    done = shell("config", "check", "-m", "doors", "-m", "udp,tcp", "--disable", "tcp")
+    none = shell("config", "check", "--disable", "doors", "--disable", ",".join(REGISTERED[1:]))
+
+    assert done.stdout.splitlines()[0].split("(")[0].split() == ["modules", "doors,", "udp"]
+    assert none.stdout.splitlines()[0].split()[:2] == ["modules", "none"]
+
+
 def test_config_check_refuses_a_bad_file(shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("pages = 8\npages = 9\n")

@@ -37,9 +37,10 @@ def _given(parsed: argparse.Namespace) -> dict[str, object]:
     """
     given: dict[str, object] = {
         key: getattr(parsed, key)
-        for key in ("disable", "transport", "pages", "data_pages", "watermark", "interval")
+        for key in ("transport", "pages", "data_pages", "watermark", "interval")
     }
-    names = ",".join([parsed.modules or "", *getattr(parsed, "names", ())])
+    given["disable"] = ",".join(parsed.disable or ()) or None
+    names = ",".join([*(parsed.modules or ()), *getattr(parsed, "names", ())])
     if names.strip(","):
         given["enable"] = names
     tunables: dict[str, dict[str, int | bool]] = {}

@@ -53,9 +53,10 @@ def run(parsed: argparse.Namespace) -> int:
     return OK
 
 
-def _wanted(modules: str | None, registry: Registry) -> tuple[str, ...] | None:
-    if modules is None:
+def _wanted(given: list[str] | None, registry: Registry) -> tuple[str, ...] | None:
+    if given is None:
         return None
+    modules = ",".join(given)
     names = tuple(name.strip() for name in modules.split(",") if name.strip())
     known = registry.names()
     unknown = [name for name in names if name not in known]
