@@ -184,19 +184,27 @@ def select(options: Options, registered: Iterable[str]) -> tuple[str, ...]:
     Return the names of the modules to attach, in the order they were asked for.
 
     Raises:
-        ConfigError: a module that was asked for is not registered.
+        ConfigError: a module that was asked for, or has a tunable or a hook set, is not
+            registered.
     """
     known = sorted(registered)
     wanted = known if options.enable is None else list(dict.fromkeys(options.enable))
     for name in wanted:
-        if name not in known:
-            source = options.origins.get("enable", "enable")
-            msg = (
-                f"{source}: no module is named {name!r}{_suggestion(name, known)}; "
-                f"registered: {', '.join(known) or 'none'}"
-            )
-            raise ConfigError(msg)
+        _registered(name, known, options.origins.get("enable", "enable"))
+    for key, source in options.origins.items():
+        kind, _, rest = key.partition(".")
+        if kind in {"modules", "hooks"}:
+            _registered(rest.partition(".")[0], known, f"{source}: {key}")
     return tuple(name for name in wanted if name not in options.disable)
+
+
+def _registered(name: str, known: list[str], where: str) -> None:
+    if name not in known:
+        msg = (
+            f"{where}: no module is named {name!r}{_suggestion(name, known)}; "
+            f"registered: {', '.join(known) or 'none'}"
+        )
+        raise ConfigError(msg)
 
 
 def from_environment(environ: Mapping[str, str]) -> Layer:
