@@ -206,6 +206,16 @@ static __noinline int note_next(const struct km_dns_sight *sight, const struct k
 	return 0;
 }
 
+/* who is woken by another packet has not got what came before, as that was dropped */
+static __always_inline int give_up_arrival(const struct km_dns_sight *sight)
+{
+	struct km_dns_arrival *arrival = find_arrival();
+
+	if (arrival && message_of(&arrival->work)->local_port == sight->local_port)
+		arrival->pending = false;
+	return 0;
+}
+
 /* the network header is where the data begins */
 static __always_inline int on_arriving(struct sk_buff *skb)
 {
@@ -221,9 +231,8 @@ static __always_inline int on_arriving(struct sk_buff *skb)
 	if (cut.offset)
 		return note_next(&sight, &cut);
 	read_ports(&sight);
-	if (is_dns(sight.local_port, sight.remote_port))
-		note_arrival(&sight, &cut);
-	return 0;
+	return is_dns(sight.local_port, sight.remote_port) ? note_arrival(&sight, &cut)
+							   : give_up_arrival(&sight);
 }
 
 /* several sockets may get the same, if it goes to a group */
