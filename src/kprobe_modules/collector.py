@@ -52,8 +52,9 @@ class Collector:
     Attaches modules, drains the rings, and hands out records.
 
     Args:
-        modules: names of modules to attach at once.  One that fails raises, after
-            what was attached before has been detached again.
+        modules: names of modules to attach at once, who exports a map before who imports
+            it.  One that fails raises, after what was attached before has been detached
+            again.
         rings: sizes, watermark and transport of the rings.
         interval: seconds after which the rings are drained at the latest.
         chosen: the user's choices of hook alternatives: ``module.hook`` to program
@@ -126,7 +127,7 @@ class Collector:
                 self._ensemble.metrics_interval = metrics
                 with suppress(PrivilegeError, NotSupportedError):
                     self._statistics = self.count_runs()
-            for module in modules:
+            for module in self._registry.exporters_first(modules):
                 self.attach(module)
         except BaseException:
             self.close()

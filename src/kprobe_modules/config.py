@@ -181,7 +181,7 @@ def merge(layers: Iterable[Layer]) -> Options:
 
 def select(options: Options, registered: Iterable[str]) -> tuple[str, ...]:
     """
-    Return the names of the modules to attach, in the order they were asked for.
+    Return the names of the modules that are wanted, in the order they were asked for.
 
     Raises:
         ConfigError: a module that was asked for, or has a tunable or a hook set, is not

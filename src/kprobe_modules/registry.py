@@ -9,7 +9,7 @@ with an error that names the distribution it came from.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kprobe_modules import entrypoints
 from kprobe_modules.entrypoints import EntryPoint
@@ -17,11 +17,17 @@ from kprobe_modules.errors import RegistryError
 from kprobe_modules.manifest import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["GROUP", "Registry"]
 
 GROUP = "kprobe_modules.modules"
+
+Module = TypeVar("Module", bound="str | Manifest")
+
+
+def _name(module: str | Manifest) -> str:
+    return module if isinstance(module, str) else module.name
 
 
 class Registry:
@@ -84,6 +90,34 @@ class Registry:
             return self.load(name)
         except RegistryError:
             return None
+
+    def exporters_first(self, modules: Iterable[Module]) -> Iterator[Module]:
+        """
+        Yield modules in their order, but each behind those of them that it imports maps from.
+
+        Programs at one place run in the order in which they were attached: so what an
+        exporter enters of an event is there when its importers look.
+
+        Args:
+            modules: names or manifests; each is loaded when it is its turn.
+        """
+        given = list(modules)
+        left = {_name(module): module for module in given}
+        if len(left) < len(given):
+            yield from given  # who comes twice is refused the second time
+            return
+
+        def take(name: str) -> Iterator[Module]:
+            module = left.pop(name, None)
+            if module is None:
+                return
+            manifest = self.find(module) if isinstance(module, str) else module
+            for exporter in manifest.imports.values() if manifest else ():
+                yield from take(exporter)
+            yield module
+
+        for name in list(left):
+            yield from take(name)
 
     def load(self, name: str) -> Manifest:
         """

@@ -119,6 +119,32 @@ def test_who_can_be_had_is_found(install: Callable[[str, str, str], None]) -> No
     assert Registry().find("windows") is None
 
 
+def test_exporters_come_before_who_imports_from_them(
+    install: Callable[[str, str, str], None],
+) -> None:
+    imports = 'MODULE = attrs.evolve(MODULE, imports={{"{0}_map": "{0}"}})'
+    for name, exporter in (("attics", "beams"), ("beams", "doors"), ("doors", "attics")):
+        source = f"import attrs{GOOD.format(name=name)}{imports.format(exporter)}"
+        install(f"{name}-watcher", name, source)
+    install("broken-watcher", "broken", "import nothing_of_that_name")
+    registry = Registry()
+
+    assert list(registry.exporters_first(["attics", "broken", "beams"])) == [
+        "beams",
+        "attics",
+        "broken",
+    ]
+    # In a circle nobody can be first.
+    assert sorted(registry.exporters_first(["attics", "beams", "doors"])) == [
+        "attics",
+        "beams",
+        "doors",
+    ]
+    manifests = [registry.load("beams"), registry.load("doors")]
+    assert list(registry.exporters_first(manifests)) == manifests[::-1]
+    assert list(registry.exporters_first(["doors", "doors"])) == ["doors", "doors"]
+
+
 def test_manifests_of_ones_own_come_first() -> None:
     registry = Registry({"generator": MODULE})
     assert registry.load("generator") is MODULE

@@ -56,7 +56,10 @@ def run(parsed: argparse.Namespace) -> int:
         msg = "no module to attach: none is registered, or all are disabled"
         raise ConfigError(msg)
     with ExitStack() as stack:
-        headstart = stack.enter_context(Headstart(partial(registry.load, name) for name in names))
+        ordered = partial(registry.exporters_first, names)
+        headstart = stack.enter_context(
+            Headstart(partial(registry.load, each) for each in ordered())
+        )
         printer = make_printer(parsed, names, registry)
         interrupts = stack.enter_context(Interrupts())
         capture = _capture(parsed, stack)
@@ -65,7 +68,7 @@ def run(parsed: argparse.Namespace) -> int:
                 chosen, registry, metrics=parsed.metrics, journal=capture, headstart=headstart
             )
         )
-        outcome = attach_modules(collector, names, chosen)
+        outcome = attach_modules(collector, ordered(), chosen)
         if outcome != OK:
             return outcome
         started()

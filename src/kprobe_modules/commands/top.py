@@ -56,7 +56,7 @@ def run(parsed: argparse.Namespace) -> int:
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         collector = stack.enter_context(open_collector(chosen, registry))
-        outcome = attach_modules(collector, names, chosen)
+        outcome = attach_modules(collector, registry.exporters_first(names), chosen)
         if outcome != OK:
             return outcome
         note = _count_runs(collector, stack)
