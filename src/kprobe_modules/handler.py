@@ -84,6 +84,13 @@ class MapAccess(Protocol):
         Iterate over keys; what changes meanwhile may be missed or seen twice.
         """
 
+    def values(self, size: int | None = None) -> Iterator[bytes]:
+        """
+        Iterate over values, or the first *size* bytes of each; not for per-CPU maps.
+
+        Those of a hash map are read in bulk, unless a capture wants to see each.
+        """
+
 
 def _look(_what: str, look: Callable[[], bytes]) -> bytes:
     return look()

@@ -109,8 +109,7 @@ class OpenSockets(Generic[SocketT]):
         Args:
             found: its table; each value begins with the socket's id.
         """
-        values = (found.lookup(key) for key in found.keys())  # noqa: SIM118 - a map's method
-        alive = {_ID.unpack_from(value)[0] for value in values if value is not None}
+        alive = {_ID.unpack(value)[0] for value in found.values(_ID.size)}
         for socket_id in self._open.keys() - alive:
             self._suspects.add(socket_id)
 

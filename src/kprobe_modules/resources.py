@@ -98,6 +98,12 @@ class ModuleMap:
         """
         return bpf_map.keys(self._fd, library=self._library)
 
+    def values(self, size: int | None = None) -> Iterator[bytes]:
+        """
+        Iterate over values, or the first *size* bytes of each.
+        """
+        return bpf_map.values(self._fd, size, library=self._library)
+
 
 class LoadedResources:
     """

@@ -11,6 +11,7 @@ import pytest
 
 from kprobe_modules.libbpf import BpfObject, KernelError, possible_cpus, test_run
 from kprobe_modules.libbpf import map as bpf_map
+from kprobe_modules.maps import CommonMaps
 from tests.support.requirements import needs
 
 
@@ -55,6 +56,34 @@ def test_a_full_map_is_an_error(maps):
         bpf_map.update(fd, u32(5), u64(0))
     assert caught.value.errno == errno.E2BIG
     assert isinstance(caught.value, OSError)
+
+
+def test_values_are_read_whole_or_in_part(maps):
+    """
+    In bulk those of a hash, and one by one those of an array.
+    """
+    shared = maps.maps["shared"].fd
+    assert list(bpf_map.values(shared)) == []
+    for number in range(4):
+        bpf_map.update(shared, u32(number), u64(number << 32 | 7))
+
+    assert sorted(bpf_map.values(shared)) == [u64(number << 32 | 7) for number in range(4)]
+    assert list(bpf_map.values(shared, 4)) == [u32(7)] * 4
+    assert list(bpf_map.values(shared, 9)) == list(bpf_map.values(shared))
+    # libbpf has made the constants an array of one.
+    constants = next(each.fd for name, each in maps.maps.items() if name.endswith(".rodata"))
+    assert list(bpf_map.values(constants, 4)) == [bpf_map.lookup(constants, u32(0))[:4]]
+
+
+def test_values_of_more_than_one_reading(library):
+    with CommonMaps(library) as common:
+        fd = common.fd("tgid_info_table")
+        for number in range(bpf_map.BATCH + 5):
+            bpf_map.update(fd, u32(number), u64(number) * 2)
+
+        found = [struct.unpack("<Q", value)[0] for value in bpf_map.values(fd, 8)]
+
+    assert sorted(found) == list(range(bpf_map.BATCH + 5))
 
 
 def test_deleting_while_walking_ends(maps):
@@ -106,6 +135,7 @@ def test_other_descriptors_are_refused(library):
             lambda fd: bpf_map.update(fd, u32(0), u32(0), library=library),
             lambda fd: bpf_map.delete(fd, u32(0), library=library),
             lambda fd: list(bpf_map.keys(fd, library=library)),
+            lambda fd: list(bpf_map.values(fd, library=library)),
         ):
             with pytest.raises(KernelError, match="descriptor"):
                 use(other.fileno())

@@ -41,22 +41,25 @@ class Map:
     """
 
     def __init__(self, room: int = 1000) -> None:
-        self.values: dict[bytes, bytes] = {}
+        self.entries: dict[bytes, bytes] = {}
         self.room = room
 
     def lookup(self, key):
-        return self.values.get(key)
+        return self.entries.get(key)
 
     def update(self, key, value):
-        if key not in self.values and len(self.values) == self.room:
+        if key not in self.entries and len(self.entries) == self.room:
             raise OSError(errno.E2BIG, "full")
-        self.values[key] = value
+        self.entries[key] = value
 
     def delete(self, key):
-        return self.values.pop(key, None) is not None
+        return self.entries.pop(key, None) is not None
 
     def keys(self):
-        return iter(list(self.values))
+        return iter(list(self.entries))
+
+    def values(self, size=None):
+        return [value[:size] for value in self.entries.values()]
 
 
 class World:
@@ -483,7 +486,7 @@ class Proc:
 def seen(found: Map) -> dict[int, int]:
     return {
         struct.unpack("<I", key)[0]: struct.unpack("<II", value)[0]
-        for key, value in found.values.items()
+        for key, value in found.entries.items()
     }
 
 
@@ -510,15 +513,15 @@ def test_a_scan_tells_who_has_a_socket_and_cleans_up(tmp_path):
     assert SocketScan(tmp_path, inodes, epoch, FILES).run() == 0
 
     assert {struct.unpack("<I", key)[0] for key in inodes.ever} == {101, 102, 103}
-    assert inodes.values == {}
-    assert len(epoch.values) == 1
+    assert inodes.entries == {}
+    assert len(epoch.entries) == 1
 
 
 def test_a_scan_leaves_what_a_later_one_has_found(tmp_path):
     Proc(tmp_path).put(10, (101, 102))
     inodes, epoch = Map(), Map()
     scan = SocketScan(tmp_path, inodes, epoch, FILES)
-    (mine,) = struct.unpack("<I", epoch.values[bytes(4)])
+    (mine,) = struct.unpack("<I", epoch.entries[bytes(4)])
     inodes.update(struct.pack("<I", 101), struct.pack("<II", 55, (mine + 1) & 0xFFFFFFFF))
     inodes.update(struct.pack("<I", 102), struct.pack("<II", 56, (mine - 1) & 0xFFFFFFFF))
 

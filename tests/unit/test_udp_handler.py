@@ -35,16 +35,19 @@ class Map:
     """
 
     def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
+        self.entries: dict[bytes, bytes] = {}
 
     def lookup(self, key):
-        return self.values.get(key)
+        return self.entries.get(key)
 
     def update(self, key, value):
-        self.values[key] = value
+        self.entries[key] = value
 
     def keys(self):
-        return iter(list(self.values))
+        return iter(list(self.entries))
+
+    def values(self, size=None):
+        return [value[:size] for value in self.entries.values()]
 
 
 class World:
@@ -377,7 +380,7 @@ def test_without_an_interval_nothing_is_reported():
 def test_sockets_that_a_resync_does_not_find_end_after_a_while(world):
     world.open(1, 5)
     world.open(1, 6)
-    world.maps["udp_open_sockets"].values[b"address"] = struct.pack("<Q", 6) + bytes(120)
+    world.maps["udp_open_sockets"].entries[b"address"] = struct.pack("<Q", 6) + bytes(120)
 
     list(world.handler.steady(resync=True))
     assert world.tick(SECOND) == []

@@ -137,3 +137,7 @@ class _ObservedMap:
 
     def keys(self) -> Iterator[bytes]:
         return iter(self._ask("keys", b"", self._map.keys) or ())
+
+    def values(self, size: int | None = None) -> Iterator[bytes]:
+        # By what captures have always answered.
+        return (value[:size] for key in self.keys() if (value := self.lookup(key)) is not None)

@@ -343,7 +343,7 @@ class _NoMap:
     def _refuse(self, *_: object) -> NoReturn:
         raise UnansweredError(errno.ENODATA, "a replay has no maps", self._name)
 
-    lookup = lookup_percpu = update = delete = keys = _refuse
+    lookup = lookup_percpu = update = delete = keys = values = _refuse
 
 
 def _unanswered(*_: object) -> NoReturn:
