@@ -14,6 +14,7 @@ for it here, a fraction of a second unless there is very much.
 
 from __future__ import annotations
 
+from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, ClassVar
 
@@ -58,6 +59,9 @@ _RUNS = 32
 _HURRY_NS = 200_000_000
 """How long at least from one generation to the next while sockets wait for their traffic:
 each change waits for all programs that run."""
+
+_ENDED_AT_ONCE = 4096
+"""How many sockets that have waited are ended in a tick: as others wait meanwhile."""
 
 _CYCLES = 2
 """A flow is in one of two generations, so it is told when both have been taken out."""
@@ -408,8 +412,8 @@ class UdpHandler(Handler):
         Have traffic reported; end those that nobody has seen ending.
         """
         # What was reported in the ticks before has been handled by now.
-        done = [closing for closing in self._closing.values() if self._cycles >= closing.until]
-        records = [self._close(now, closing) for closing in done]
+        done = (closing for closing in self._closing.values() if self._cycles >= closing.until)
+        records = [self._close(now, closing) for closing in list(islice(done, _ENDED_AT_ONCE))]
         if self._interval:
             self._report_traffic(now)
         self._check.tick(now)

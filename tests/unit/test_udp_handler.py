@@ -327,6 +327,16 @@ def test_the_end_of_one_whose_traffic_came_first_has_its_counts(world):
     assert [world.tick(now * SECOND) for now in range(1, 5)] == [[]] * 4
 
 
+def test_very_many_ends_do_not_come_all_at_once(world):
+    for number in range(5000):
+        world.open(1, number)
+        world.close(2, number, flows=1)
+
+    ends = [len(world.tick(now * SECOND)) for now in range(1, 6)]
+
+    assert max(ends) < sum(ends) == 5000
+
+
 def test_generations_change_once_per_interval(world):
     seen = []
     for now in (1, 2, 10 * SECOND, 10 * SECOND + 1, 20 * SECOND + 1):
