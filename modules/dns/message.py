@@ -31,7 +31,7 @@ HEADER_SIZE = _HEADER.size
 
 _OPT = 41
 
-_QR, _AA, _TC, _RD, _RA = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
+_QR, _AA, _TC, _RD = 0x8000, 0x0400, 0x0200, 0x0100
 
 _POINTER_TO_QUESTION = b"\xc0\x0c"
 
@@ -109,11 +109,6 @@ class Message:
     def rd(self) -> bool:
         """Whether recursion is desired."""
         return bool(self.flags & _RD)
-
-    @property
-    def ra(self) -> bool:
-        """Whether recursion is available."""
-        return bool(self.flags & _RA)
 
 
 class _Names(dict[bytes, str]):
