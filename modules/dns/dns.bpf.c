@@ -25,7 +25,7 @@
 
 /* read by the handler alone */
 const volatile __u32
-	timeout_ms KM_DOC("a query without an answer is told of after so long") = 10000;
+	timeout_ms KM_DOC("a query without an answer is told of after so long; 0: never") = 10000;
 
 /*
  * ---- closed: nothing can come from the socket any more. A kprobe's program is passed
