@@ -211,6 +211,12 @@ class DnsHandler(Handler):
             self._complain()
         return self._expire(now)
 
+    def detached(self) -> None:
+        """
+        Log what could not be told since the log was written last.
+        """
+        self._complain()
+
     def _complain(self) -> None:
         """
         Log what could not be told since the last time.

@@ -365,6 +365,11 @@ def test_what_cannot_be_read_is_counted_and_the_rest_told(world, caplog):
     caplog.clear()
     world.tick(3 + COMPLAIN_NS)
     assert not caplog.records
+    world.packet(4, b"noise")
+    world.tick(4 + COMPLAIN_NS)
+    assert not caplog.records
+    world.handler.detached()
+    assert [each.message for each in caplog.records] == ["1 messages could not be read"]
 
 
 def test_other_opcodes(world):
