@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
             command[0] if len(command) == 1 else command,
             share=share,
             timeout=options.timeout,
-            machine=boot.Machine(options.memory, options.cpus, options.single_threaded),
+            machine=boot.Machine(options.memory, options.cpus, options.multi_threaded),
             show=_show,
         )
     print(
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--memory", default="1G")
     running.add_argument("--cpus", type=int, default=2)
     running.add_argument(
-        "--single-threaded", action="store_true", help="emulate all processors in one thread"
+        "--multi-threaded", action="store_true", help="emulate each processor in its own thread"
     )
     running.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     return parser
