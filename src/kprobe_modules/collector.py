@@ -223,7 +223,7 @@ class Collector:
             LoadError, AttachError, PrivilegeError: when the kernel refuses; nothing
                 of the module is left behind.
         """
-        manifest = self._registry.load(module) if isinstance(module, str) else module
+        manifest = self._registry.manifest(module)
         with self._operation():
             self._require_open()
             self._delivery.discarded.pop(manifest.name, None)

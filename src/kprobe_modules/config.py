@@ -184,13 +184,15 @@ def select(options: Options, registered: Iterable[str]) -> tuple[str, ...]:
     Return the names of the modules that are wanted, in the order they were asked for.
 
     Raises:
-        ConfigError: a module that was asked for, or has a tunable or a hook set, is not
-            registered.
+        ConfigError: a module that was asked for, left out, or has a tunable or a hook set,
+            is not registered.
     """
     known = sorted(registered)
     wanted = known if options.enable is None else list(dict.fromkeys(options.enable))
     for name in wanted:
         _registered(name, known, options.origins.get("enable", "enable"))
+    for name in options.disable:
+        _registered(name, known, options.origins.get("disable", "disable"))
     for key, source in options.origins.items():
         kind, _, rest = key.partition(".")
         if kind in {"modules", "hooks"}:

@@ -26,6 +26,12 @@ GROUP = "kprobe_modules.modules"
 Module = TypeVar("Module", bound="str | Manifest")
 
 
+def _check(module: object) -> None:
+    if not isinstance(module, str | Manifest):
+        msg = f"modules: expected a name or a Manifest, found {module!r}"
+        raise RegistryError(msg)
+
+
 def _name(module: str | Manifest) -> str:
     return module if isinstance(module, str) else module.name
 
@@ -100,8 +106,16 @@ class Registry:
 
         Args:
             modules: names or manifests; each is loaded when it is its turn.
+
+        Raises:
+            RegistryError: one name alone, or what is neither.
         """
+        if isinstance(modules, str):
+            msg = f"modules: expected a list of names or manifests, found {modules!r}"
+            raise RegistryError(msg)
         given = list(modules)
+        for module in given:
+            _check(module)
         left = {_name(module): module for module in given}
         if len(left) < len(given):
             yield from given  # who comes twice is refused the second time
@@ -118,6 +132,16 @@ class Registry:
 
         for name in list(left):
             yield from take(name)
+
+    def manifest(self, module: str | Manifest) -> Manifest:
+        """
+        Return the manifest of a module that is given by its name or by that.
+
+        Raises:
+            RegistryError: it is neither; as for `load`.
+        """
+        _check(module)
+        return self.load(module) if isinstance(module, str) else module
 
     def load(self, name: str) -> Manifest:
         """

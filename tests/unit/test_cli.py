@@ -62,6 +62,7 @@ def test_wrong_usage_exits_2(
         (["--set", "a.b=c"], "--set: expected an integer, true or false, found 'a.b=c'"),
         (["--hook", "start=x"], "--hook: expected MODULE.NAME=VALUE, found 'start=x'"),
         (["-m", "dors"], "command line: no module is named 'dors' (did you mean 'doors'?)"),
+        (["--disable", "dors"], "command line: no module is named 'dors' (did you mean 'doors'?)"),
         (["--set", "dors.a=1"], "command line: modules.dors.a: no module is named 'dors' (did you"),
         (["--hook", "dors.a=x"], "command line: hooks.dors.a: no module is named 'dors' (did you"),
         (["--filter", "pid"], "--filter: expected FIELD OP VALUE with"),

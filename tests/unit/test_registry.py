@@ -145,6 +145,17 @@ def test_exporters_come_before_who_imports_from_them(
     assert list(registry.exporters_first(["doors", "doors"])) == ["doors", "doors"]
 
 
+def test_what_is_no_module_is_refused() -> None:
+    registry = Registry()
+    with pytest.raises(RegistryError, match=r"expected a list of names or manifests, found 'udp'"):
+        list(registry.exporters_first("udp"))
+    with pytest.raises(RegistryError, match=r"expected a name or a Manifest, found 7"):
+        list(registry.exporters_first([MODULE, 7]))  # type: ignore[list-item]
+    with pytest.raises(RegistryError, match=r"expected a name or a Manifest, found None"):
+        registry.manifest(None)  # type: ignore[arg-type]
+    assert registry.manifest(MODULE) is MODULE
+
+
 def test_manifests_of_ones_own_come_first() -> None:
     registry = Registry({"generator": MODULE})
     assert registry.load("generator") is MODULE
