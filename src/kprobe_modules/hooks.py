@@ -261,13 +261,16 @@ def _choose_one(
     kernel_module_loaded: Callable[[str], bool],
 ) -> Choice:
     rejected: list[tuple[str, str]] = []
+    waiting = hook.awaits is not None and not kernel_module_loaded(hook.awaits)
     for alternative in alternatives:
-        reason = _refusal(alternative, spec, features, refused, called)
+        if waiting and alternative.source:
+            reason: str | None = f"the kernel module {hook.awaits} is not loaded"
+        else:
+            reason = _refusal(alternative, spec, features, refused, called)
         if reason is None:
             caller = called.get(alternative.slot, "")
             return Choice(hook, alternative, _describe(alternative, spec), caller, tuple(rejected))
         rejected.append((alternative.name, reason))
-    waiting = hook.awaits is not None and not kernel_module_loaded(hook.awaits)
     return Choice(hook, None, rejected=tuple(rejected), waiting=waiting)
 
 

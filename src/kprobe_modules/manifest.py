@@ -116,7 +116,8 @@ class Hook(ByFields):
     """What it notices, for people."""
 
     awaits: str | None = None
-    """Kernel module that holds the functions: wait for it when it is not loaded."""
+    """Kernel module that holds the functions: wait for it when it is not loaded.  Until
+    then a source has nothing to read, and is not opened either."""
 
     fields_missing: tuple[str, ...] = ()
     """What stays unfilled when no alternative is live, as ``record.field``."""

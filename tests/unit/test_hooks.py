@@ -97,6 +97,20 @@ def test_a_hook_waits_only_while_its_kernel_module_is_missing() -> None:
             require("hooked", (late,))
 
 
+def test_a_source_has_nothing_to_read_while_the_kernel_module_is_missing() -> None:
+    hook = Hook("late", "TELEMETRY", (Alternative(source="netlink"),), awaits="km_test_module")
+    manifest = attrs.evolve(hooked.MODULE, hooks=(hook,))
+    for loaded in (True, False):
+        [choice] = choose(
+            manifest,
+            SPEC,
+            Kernel(),  # type: ignore[arg-type]
+            kernel_module_loaded=lambda _name, loaded=loaded: loaded,  # type: ignore[misc]
+        )
+        assert (choice.alternative is not None, choice.waiting) == (loaded, not loaded)
+    assert choice.rejected == (("netlink", "the kernel module km_test_module is not loaded"),)
+
+
 @pytest.mark.parametrize(
     ("choice", "alternative"),
     [
