@@ -5,7 +5,7 @@ The sockets that a handler knows to be open, and the last that were.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from struct import Struct
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -56,6 +56,7 @@ class OpenSockets(Generic[SocketT]):
         self._open: dict[int, SocketT] = {}
         self._ended: OrderedDict[int, SocketT] = OrderedDict()
         self._suspects: Suspects[int] = Suspects()
+        self._followers: list[deque[tuple[SocketT, bool]]] = []
 
     def __len__(self) -> int:
         return len(self._open)
@@ -83,6 +84,8 @@ class OpenSockets(Generic[SocketT]):
         Enter a socket that is open; the one entered first goes when they are too many.
         """
         self._open[socket.socket_id] = socket
+        for changes in self._followers:
+            changes.append((socket, True))
         if len(self._open) > OPEN_COUNT:
             self.remove(next(iter(self._open.values())))
             self.forgotten += 1
@@ -91,7 +94,9 @@ class OpenSockets(Generic[SocketT]):
         """
         Take a socket out, without a trace.
         """
-        self._open.pop(socket.socket_id, None)
+        if self._open.pop(socket.socket_id, None) is not None:
+            for changes in self._followers:
+                changes.append((socket, False))
 
     def end(self, socket: SocketT) -> None:
         """
@@ -101,6 +106,24 @@ class OpenSockets(Generic[SocketT]):
         self._ended[socket.socket_id] = socket
         while len(self._ended) > ENDED_COUNT:
             self._ended.popitem(last=False)
+
+    def follow(self) -> deque[tuple[SocketT, bool]]:
+        """
+        Return a queue for another module's handler, which empties it in each of its ticks.
+
+        It gets each socket that is entered (true) and each that is taken out (false), in
+        order, beginning with those that are open.  One whose port changes is taken out
+        and entered again.
+        """
+        changes = deque((socket, True) for socket in self._open.values())
+        self._followers.append(changes)
+        return changes
+
+    def unfollow(self, changes: deque[tuple[SocketT, bool]]) -> None:
+        """
+        Put nothing more into a queue that `follow` has returned.
+        """
+        self._followers = [each for each in self._followers if each is not changes]
 
     def compare(self, found: MapAccess) -> None:
         """

@@ -55,6 +55,26 @@ def test_both_parts_are_bounded(caplog):
     assert table.ended(OPEN_COUNT + 3 - ENDED_COUNT) is ones[OPEN_COUNT + 3 - ENDED_COUNT]
 
 
+def test_others_follow_who_comes_and_goes():
+    table = OpenSockets()
+    ones = [One(number) for number in range(4)]
+    for each in ones[:2]:
+        table.add(each)
+    changes = table.follow()
+    other = table.follow()
+    table.add(ones[2])
+    table.end(ones[0])
+    table.remove(ones[2])
+    table.end(ones[0])  # it is not in there any more
+    table.unfollow(changes)
+    table.add(ones[3])
+
+    there = [(ones[0], True), (ones[1], True)]
+    since = [(ones[2], True), (ones[0], False), (ones[2], False)]
+    assert list(changes) == there + since
+    assert list(other) == [*there, *since, (ones[3], True)]
+
+
 def test_who_the_kernel_has_no_more_is_gone_after_a_while():
     table = OpenSockets()
     ones = [One(number) for number in range(3)]
