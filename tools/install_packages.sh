@@ -26,6 +26,9 @@ nginx nginx-light
 iperf3 iperf3
 dnsmasq dnsmasq-base
 dig bind9-dnsutils
+/usr/sbin/nft nftables
+/usr/sbin/conntrack conntrack
+ping iputils-ping
 tcpdump tcpdump'
 peers='/usr/sbin/bpftool bpftool
 /usr/sbin/execsnoop libbpf-tools

@@ -430,7 +430,7 @@ def test_neither_privileges_nor_libbpf_are_needed() -> None:
         (
             ["replay", str(GOLDEN), "-m", "doors"],
             2,
-            "-m: expected modules out of containers, dns, processes, tcp, udp",
+            "-m: expected modules out of containers, dns, nat, processes, tcp, udp",
         ),
         (["replay", str(GOLDEN), "--filter", "colour==1"], 2, "no record has a field 'colour'"),
         (["run", "--capture", "/nonexistent/c.kmc"], 1, "No such file or directory"),

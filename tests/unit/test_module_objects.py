@@ -6,14 +6,21 @@ What holds for the objects of every module that we ship.
 from __future__ import annotations
 
 import pytest
-from kprobe_modules.modules import containers, dns, processes, tcp, udp
+from kprobe_modules.modules import containers, dns, nat, processes, tcp, udp
 
 from kprobe_modules.maps import collector_spec
 from kprobe_modules.objectfile import read
 from kprobe_modules.registry import Registry
 from kprobe_modules.sharing import SharedMaps
 
-MODULES = [containers.MODULE, dns.MODULE, processes.MODULE, tcp.MODULE, udp.MODULE]
+MODULES = [
+    containers.MODULE,
+    dns.MODULE,
+    nat.MODULE,
+    processes.MODULE,
+    tcp.MODULE,
+    udp.MODULE,
+]
 SHOWN = 15
 """Characters of a name that the kernel keeps."""
 

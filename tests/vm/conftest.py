@@ -27,7 +27,7 @@ TESTS = (
     # A replay does the same after each kernel; captures from all of them are in tests/unit.
     "tests/kernel --ignore tests/kernel/test_containers_capture.py "
     "tests/bpf/test_processes_object.py tests/bpf/test_containers_object.py "
-    "tests/bpf/test_tcp_object.py tests/bpf/test_udp_object.py "
+    "tests/bpf/test_nat_object.py tests/bpf/test_tcp_object.py tests/bpf/test_udp_object.py "
     "tests/bpf/test_libbpf_attach.py tests/bpf/test_features.py tests/bpf/test_collector_order.py"
 )
 #: Seconds for one guest, its boot included.
