@@ -11,6 +11,7 @@ import struct
 from collections import Counter
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,15 +22,37 @@ from kprobe_modules.modules.nat.sockets import KEEP_NS
 
 from kprobe_modules.api import Context, KprobeModulesError, OpenSockets
 from kprobe_modules.suspects import CONFIRM_NS
-from tests.support.natted import CLIENT, SERVER, One, raw
 
 SECOND = 1_000_000_000
 SOURCE, DESTINATION, BOTH = 1, 2, 3
+CLIENT, SERVER = "192.0.2.1", "198.51.100.2"
 VIRTUAL, OUTSIDE = "203.0.113.7", "198.51.100.9"
 ANYWHERE = "0.0.0.0"  # noqa: S104
 TCP, UDP, ICMP, GRE, ICMPV6 = 6, 17, 1, 47, 58
 PROGRAMS = {"end": "end_fentry", "start": "start_fexit", "existing": "existing_kprobe"}
 CTNETLINK = dict.fromkeys(PROGRAMS, "ctnetlink")
+
+
+def raw(address: str) -> bytes:
+    """
+    Return an IPv4 address as messages have it.
+    """
+    return socket.inet_aton(address).ljust(16, b"\0")
+
+
+@attrs.define(eq=False)
+class One:
+    """
+    A socket, as the tcp and udp modules offer them.
+    """
+
+    socket_id: int
+    local_address: str
+    local_port: int
+    remote_address: str | None = None
+    remote_port: int | None = None
+    netns: int | None = 7
+    pid: int | None = 99
 
 
 class Map(dict):
