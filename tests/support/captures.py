@@ -37,6 +37,7 @@ from kprobe_modules.specjson import from_plain
 from tests.support.churn import churn_command
 from tests.support.container_workload import container_workload
 from tests.support.dns_workload import dns_workload
+from tests.support.nat_workload import nat_workload
 from tests.support.tcp_workload import tcp_workload
 from tests.support.udp_workload import udp_workload
 from tests.support.watch import record_workload
@@ -295,12 +296,26 @@ def _dns(path: Path) -> Selection:
     return Selection(lambda _message, fields: work.row(fields), lambda each: each)
 
 
+def _nat(path: Path) -> Selection:
+    """
+    Capture connections that were there, that begin, are translated in every way, and end.
+    """
+    with (
+        nat_workload() as work,
+        Capture(path) as capture,
+        Collector(journal=capture) as collector,
+    ):
+        work.run(collector)
+    return Selection(lambda _message, fields: work.row(fields), work.observation)
+
+
 WORKLOADS: Mapping[str, Callable[[Path], Selection]] = {
     "processes": _processes,
     "containers": _containers,
     "tcp": _tcp,
     "udp": _udp,
     "dns": _dns,
+    "nat": _nat,
 }
 
 

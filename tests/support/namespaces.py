@@ -155,6 +155,15 @@ class Namespace:
         """
         return _run(*self.command(*arguments))
 
+    def configure(self, *lines: str) -> None:
+        """
+        Have one ``ip`` do all of this in here.
+
+        Raises:
+            ShapeError: with what it complains of.
+        """
+        _ip(*lines, name=self.name)
+
     @contextmanager
     def inside(self) -> Iterator[None]:
         """

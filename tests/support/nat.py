@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 import socket
 import struct
+import subprocess
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -185,18 +187,27 @@ class Translator:
     def _set_up(self) -> None:
         near, far = self.near, self.far
         inner, inner6 = INNER[socket.AF_INET], INNER[socket.AF_INET6]
-        near.run("ip", "address", "add", f"{inner}/32", "dev", "lo")
-        near.run("ip", "address", "add", f"{inner6}/128", "dev", "lo")
-        near.run("ip", "route", "add", "203.0.113.0/24", "via", far.ipv4)
-        near.run("ip", "route", "add", "2001:db8:7::/64", "via", far.ipv6)
-        far.run("ip", "route", "add", BEHIND, "via", near.ipv4)
+        near.configure(
+            f"address add {inner}/32 dev lo",
+            f"address add {inner6}/128 dev lo",
+            f"route add 203.0.113.0/24 via {far.ipv4}",
+            f"route add 2001:db8:7::/64 via {far.ipv6}",
+        )
+        far.configure(f"route add {BEHIND} via {near.ipv4}")
         ports = {name: self.port(name) for name in self._servers}
         rules = RULES.format(
             near=near.ipv4, far=far.ipv4, far6=far.ipv6, inner=inner, inner6=inner6,
             virtual=VIRTUAL[socket.AF_INET], virtual6=VIRTUAL[socket.AF_INET6],
             zoned=ZONED, zone=ZONE, behind=BEHIND, **ports,
         )  # fmt: skip
-        near.run("nft", rules)
+        self._run("nft", rules)
+
+    def _run(self, *command: str) -> str:
+        """
+        Run a command in the near namespace, without another one that brings it there.
+        """
+        with self.near.inside():
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     # -- connections ----------------------------------------------------------
 
@@ -258,14 +269,14 @@ class Translator:
         """
         Make one without a packet.
         """
-        self.near.run(
+        self._run(
             "conntrack", "-I", "-p", "udp", "-t", "600", "--src", "192.0.2.50",
             "--dst", "192.0.2.51", "--sport", "1111", "--dport", "2222", "--src-nat", "192.0.2.52",
         )  # fmt: skip
 
     def everything(self) -> None:
         """
-        Begin a connection of every kind, and some that are not translated.
+        Begin a connection of every kind by a packet, and some that are not translated.
         """
         v4, v6 = socket.AF_INET, socket.AF_INET6
         self.connect(VIRTUAL[v4], 80, "tcp")
@@ -282,7 +293,6 @@ class Translator:
         self.ping(v4)
         self.ping(v6)
         self.send_unported()
-        self.insert()
 
     def close(self) -> None:
         """
@@ -296,15 +306,22 @@ class Translator:
         """
         Return the connections that are translated, as ``conntrack`` says.
         """
-        lines = self.near.run("conntrack", "-L", "-o", "extended").splitlines()
+        lines = self._run("conntrack", "-L", "-o", "extended").splitlines()
         found = (_parse(line, self.near.inode) for line in lines)
         return {flow for flow in found if flow is not None}
+
+    def are_left(self) -> bool:
+        """
+        Tell whether there are connections, translated or not.
+        """
+        with self.near.inside():
+            return Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text("ascii") != "0\n"
 
     def forget(self, *which: str) -> None:
         """
         Have ``conntrack`` delete what its options say; without any, everything.
         """
-        self.near.run("conntrack", *(("-D", *which) if which else ("-F",)))
+        self._run("conntrack", *(("-D", *which) if which else ("-F",)))
 
 
 @contextmanager
