@@ -69,7 +69,6 @@ MODULE = Manifest(
                 # A tracing program cannot be attached twice before 5.13 (f3a95075549e),
                 # as a second scan does.
                 "existing_kprobe",
-                "existing_fentry",
                 "ex_tuples_k",
                 "ex_tuples_f",
                 "ex_ip_k",

@@ -9,7 +9,7 @@
  *	                     · fentry, kprobe nf_nat_cleanup_conntrack
  *	start      START     fexit, kretprobe __nf_conntrack_confirm and
  *	                     nf_conntrack_hash_check_insert
- *	existing   EXISTING  kprobe, fentry ctnetlink_fill_info
+ *	existing   EXISTING  kprobe ctnetlink_fill_info
  *	                     · kprobe, fentry ctnetlink_dump_tuples
  *	                     · kprobe, fentry ctnetlink_dump_tuples_ip
  *	                     · kprobe, fentry nf_ct_port_tuple_to_nlattr,
@@ -169,18 +169,11 @@ int BPF_KRETPROBE(insert_return, int error)
 
 /* ---- existing: ctnetlink writes all of them, as the handler asks it to ---- */
 
+/* fentry takes no more than six arguments before 6.6, and this has seven */
 SEC("kprobe/ctnetlink_fill_info")
 KM_HOOK(existing, EXISTING)
 int BPF_KPROBE(existing_kprobe, struct sk_buff *skb, __u32 portid, __u32 seq, __u32 type,
 	       struct nf_conn *ct)
-{
-	return on_found(ctx, ct);
-}
-
-SEC("fentry/ctnetlink_fill_info")
-KM_HOOK(existing, EXISTING)
-int BPF_PROG(existing_fentry, struct sk_buff *skb, __u32 portid, __u32 seq, __u32 type,
-	     struct nf_conn *ct)
 {
 	return on_found(ctx, ct);
 }

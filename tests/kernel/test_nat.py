@@ -196,31 +196,26 @@ def test_no_function_is_missing(absent: frozenset[str]) -> None:
         assert absent - traced == {each for each in INLINED | BEFORE_517 if each.endswith("_k")}
 
 
-def alternatives() -> list[dict[str, str]]:
-    """
-    Return choices that have each alternative in one of them; `ctnetlink` goes with itself.
-    """
-    names = {hook.name: [each.name for each in hook.alternatives] for hook in MODULE.hooks}
-    # The kernels that we know have no function for these two: nothing else is to go with them.
-    found = [each for each in names["existing"] if each not in INLINED] + sorted(INLINED)
-    ends, starts = names["end"][:-1], names["start"][:-1]
-    assert len(ends) <= len(found) - len(INLINED)
-    choices = [
-        {
-            "end": ends[rank % len(ends)],
-            "start": starts[rank % len(starts)],
-            "existing": existing,
-        }
-        for rank, existing in enumerate(found)
-    ]
-    return [*choices, dict.fromkeys(HOOKS, CTNETLINK)]
+CHOICES = (
+    ("end_fentry", "start_fexit", "ex_ip_f"),
+    ("end_kprobe", "start_return", "existing_kprobe"),
+    ("end_count_k", "start_return", "ex_ip_k"),
+    ("end_cleanup_f", "start_fexit", "ex_port_f"),
+    ("end_cleanup_k", "start_return", "ex_port_k"),
+    ("end_fentry", "start_fexit", CTNETLINK),
+    ("end_fentry", "start_fexit", "ex_tuples_f"),
+    ("end_kprobe", "start_return", "ex_tuples_k"),
+    (CTNETLINK, CTNETLINK, CTNETLINK),
+)
+"""Alternatives of the hooks `HOOKS`; where the last is missing, the others are in another line."""
 
-
-CHOICES = alternatives()
-
-
-INSERTED = {"existing_kprobe", "existing_fentry", "ex_ip_k", CTNETLINK}
+INSERTED = {"existing_kprobe", "ex_ip_f", CTNETLINK}
 """With which `conntrack` makes a connection: it takes a second, emulated."""
+
+
+def test_all_alternatives_are_chosen() -> None:
+    for hook, chosen in zip(HOOKS, zip(*CHOICES, strict=True), strict=True):
+        assert set(chosen) == {each.name for each in MODULE.hook(hook).alternatives}
 
 
 @pytest.fixture
@@ -232,9 +227,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-@pytest.mark.parametrize("choice", CHOICES, ids=lambda each: "-".join(each.values()))
+@pytest.mark.parametrize("names", CHOICES, ids="-".join)
 def test_each_alternative(
-    choice: dict[str, str], absent: frozenset[str], translator: Translator
+    names: tuple[str, ...], absent: frozenset[str], translator: Translator
 ) -> None:
     """
     Each is heard with the truth, of every kind of connection.
@@ -242,11 +237,12 @@ def test_each_alternative(
     A hook that lacks the chosen one uses the first that there is.
     """
     programs = {each.name: each.programs for hook in MODULE.hooks for each in hook.alternatives}
-    chosen = {hook: name for hook, name in choice.items() if not absent & set(programs[name])}
+    wanted = dict(zip(HOOKS, names, strict=True))
+    chosen = {hook: name for hook, name in wanted.items() if not absent & set(programs[name])}
     if "existing" not in chosen or (chosen == {"existing": CTNETLINK} and not has_kprobes()):
-        pytest.xfail(f"this kernel has none of {', '.join(choice.values())}")
-    ported = choice["existing"].startswith("ex_port")
-    inserted = choice["existing"] in INSERTED
+        pytest.xfail(f"this kernel has none of {', '.join(names)}")
+    ported = wanted["existing"].startswith("ex_port")
+    inserted = wanted["existing"] in INSERTED
     translator.connect(VIRTUAL[V4], 80, "tcp")
     translator.connect(VIRTUAL[V6], 80, "tcp6", family=V6)
     translator.ping(V4)
