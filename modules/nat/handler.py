@@ -14,6 +14,7 @@ end of a connection that has no events, so those are looked for.
 
 from __future__ import annotations
 
+from itertools import islice
 from struct import Struct
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -45,6 +46,9 @@ and namespaces that come and go."""
 
 GONE = 2
 """How many looks that do not find a connection, one after the other, end it."""
+
+_COUNTS = Struct("<II")
+"""How many network namespaces are new, and how many are gone."""
 
 _TIMES = Struct("<QQ")
 """Nanoseconds since the epoch, and on CLOCK_MONOTONIC."""
@@ -95,6 +99,8 @@ class NatHandler(Handler):
         """The last that was given to a connection which ctnetlink has told of."""
         self._next_look = 0
         """When to look again, nanoseconds since the epoch."""
+        self._silent: set[int] = set()
+        """Network namespaces that make no events."""
         self._looks = 0
         """How many looks are to follow although no connection needs them: messages of
         ctnetlink were lost."""
@@ -318,16 +324,21 @@ class NatHandler(Handler):
         Listen in new network namespaces; end what was in those that are gone.
         """
         raw = self.context.observe("namespaces", self._follow)
-        numbers = [number for (number,) in NETNS.iter_unpack(raw)]
-        new, gone = numbers[1 : 1 + numbers[0]], set(numbers[1 + numbers[0] :])
+        counts, numbers = _COUNTS.unpack_from(raw), [*NETNS.iter_unpack(raw[_COUNTS.size :])]
+        rest = iter(number for (number,) in numbers)
+        new, gone = (set(islice(rest, count)) for count in counts)
+        self._silent = set(rest)
         records = [self._end(now, each, None) for each in self._table if each.netns in gone]
         if new:
             records += self._observe("dump", lambda: dump_all(self.context, new))
         return records
 
     def _follow(self) -> bytes:
-        new, gone = self._sockets.follow() if self._sockets is not None else ([], [])
-        return b"".join(map(NETNS.pack, (len(new), *new, *gone)))
+        if self._sockets is None:
+            return bytes(_COUNTS.size)
+        new, gone, silent = self._sockets.follow()
+        numbers = map(NETNS.pack, (*new, *gone, *silent))
+        return b"".join((_COUNTS.pack(len(new), len(gone)), *numbers))
 
     def _look(self, now: int) -> list[Record]:
         """
@@ -335,8 +346,12 @@ class NatHandler(Handler):
         """
         everywhere = self._looks > 0
         self._looks = max(0, self._looks - 1)
-        candidates = list(self._table if everywhere else self._table.unwatched.values())
-        places = None if everywhere else {each.netns for each in candidates}
+        candidates = [
+            each
+            for each in self._table
+            if everywhere or not each.is_watched or each.netns in self._silent
+        ]
+        places = None if everywhere else {each.netns for each in candidates} | self._silent
         for each in candidates:
             each.missed += 1
         records = self._observe("dump", lambda: dump_all(self.context, places))
@@ -392,7 +407,7 @@ class NatHandler(Handler):
             self._next_look = now + LOOK_NS
             if self._listens():
                 records += self._follow_namespaces(now)
-            if self._table.unwatched or self._looks:
+            if self._table.unwatched or self._looks or self._silent:
                 records += self._look(now)
         records += [self._end(now, each, None) for each in self._table.gone(now)]
         self._table.warn_of_forgotten(self.context)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,16 @@ def dump_all(context: Context, among: Container[int] | None = None) -> list[byte
     return entries
 
 
+def _has_events() -> bool:
+    """
+    Tell whether the thread's namespace makes events at all (CONFIG_NF_CONNTRACK_EVENTS).
+    """
+    try:
+        return Path("/proc/sys/net/netfilter/nf_conntrack_events").read_text("ascii") != "0\n"
+    except FileNotFoundError:
+        return False
+
+
 class EventSockets:
     """
     One socket per network namespace.
@@ -90,19 +101,21 @@ class EventSockets:
         self._poll.register(opened.fileno(), select.EPOLLIN)
         self._sockets[netns] = opened
 
-    def follow(self) -> tuple[list[int], list[int]]:
+    def follow(self) -> tuple[list[int], list[int], list[int]]:
         """
         Listen in namespaces that are new, and no longer in those that are gone.
 
         Returns:
-            The inode numbers of both.
+            The inode numbers of both, and of those that tell nothing.
         """
         met: set[int] = set()
-        new = []
+        new, silent = [], []
         for inside in network_namespaces(self._context.proc_root):
             with inside:
                 netns = current_namespace()
                 met.add(netns)
+                if not _has_events():
+                    silent.append(netns)
                 if netns in self._sockets:
                     continue
                 try:
@@ -114,7 +127,7 @@ class EventSockets:
         gone = [netns for netns in self._sockets if netns not in met]
         for netns in gone:
             self._sockets.pop(netns).close()
-        return new, gone
+        return new, gone, silent
 
     def read(self) -> Iterator[bytes]:
         """

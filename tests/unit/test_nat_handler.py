@@ -70,7 +70,8 @@ class World:
         self.now = SECOND
         self.told: list[bytes] = []
         self.there: list[bytes] = []
-        self.spaces = ((), ())
+        self.spaces: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        self.silent: tuple[int, ...] = ()
         self.addresses = [(7, raw(CLIENT)), (7, raw(SERVER))]
         self.looks: Counter[str] = Counter()
 
@@ -97,7 +98,8 @@ class World:
         if what == "namespaces":
             new, gone = self.spaces
             self.spaces = ((), ())
-            return struct.pack(f"<{1 + len(new) + len(gone)}I", len(new), *new, *gone)
+            numbers = len(new), len(gone), *new, *gone, *self.silent
+            return struct.pack(f"<{len(numbers)}I", *numbers)
         if what == "addresses":
             return b"".join(struct.pack("<I16s", *each) for each in self.addresses)
         entries = self.there
@@ -309,6 +311,22 @@ def test_after_lost_messages_everything_is_looked_for(listening, caplog):
 
     assert (found.source_port, found.existing) == (3000, True)
     assert ended.conntrack_id == began[0].conntrack_id
+
+
+def test_where_there_are_no_events_everything_is_looked_for(listening):
+    began = listening.hear(entry(NEW, 50))
+    listening.silent = (7,)
+    listening.there = [entry(FOUND, 60, port=2000)]
+    (found,) = listening.tick(10 * SECOND)
+    (ended,) = listening.tick(10 * SECOND + LOOK_NS)
+
+    assert found.source_port == 2000
+    assert ended.conntrack_id == began[0].conntrack_id
+    listening.silent = ()
+    listening.there = []
+    listening.tick(10 * SECOND + 2 * LOOK_NS)
+    (ended,) = listening.tick(10 * SECOND + 3 * LOOK_NS)
+    assert ended.conntrack_id == found.conntrack_id
 
 
 def test_namespaces_come_and_go(listening):
