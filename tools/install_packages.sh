@@ -28,7 +28,6 @@ dnsmasq dnsmasq-base
 dig bind9-dnsutils
 /usr/sbin/nft nftables
 /usr/sbin/conntrack conntrack
-ping iputils-ping
 tcpdump tcpdump'
 peers='/usr/sbin/bpftool bpftool
 /usr/sbin/execsnoop libbpf-tools
