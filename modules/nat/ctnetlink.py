@@ -18,7 +18,7 @@ from kprobe_modules.modules.nat.netlink import DUMP, READ, ask, attributes, mess
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ENTRY", "FOUND", "LOST", "NEW", "OVER", "dump", "open_events", "read_events"]
+__all__ = ["ENTRY", "FOUND", "LOST", "NEW", "OVER", "dump", "open_events", "read_events", "show"]
 
 FOUND, NEW, OVER, LOST = range(4)
 """What an entry tells: a connection is there, was made, or is gone; messages were lost."""
@@ -112,9 +112,24 @@ def dump(netns: int) -> Iterator[bytes]:
     Raises:
         OSError: without ctnetlink, or CAP_NET_ADMIN.
     """
-    for kind, payload in ask(_NETLINK_NETFILTER, _CT_GET, DUMP, bytes(_GENERIC)):
+    for kind, payload in _everything():
         if kind == _CT_NEW:
             yield from _entry(FOUND, netns, payload)
+
+
+def show() -> None:
+    """
+    Have the kernel write all connections of the thread's namespace, without a look at them.
+
+    Raises:
+        OSError: without ctnetlink, or CAP_NET_ADMIN.
+    """
+    for _ in _everything():
+        pass
+
+
+def _everything() -> Iterator[tuple[int, memoryview]]:
+    return ask(_NETLINK_NETFILTER, _CT_GET, DUMP, bytes(_GENERIC))
 
 
 def _entry(what: int, netns: int, payload: memoryview) -> Iterator[bytes]:

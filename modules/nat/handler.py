@@ -20,7 +20,13 @@ from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kprobe_modules.modules.nat.ctnetlink import ENTRY, FOUND, LOST, NEW, OVER
-from kprobe_modules.modules.nat.namespaces import NETNS, EventSockets, Subscription, dump_all
+from kprobe_modules.modules.nat.namespaces import (
+    NETNS,
+    EventSockets,
+    Subscription,
+    dump_all,
+    show_all,
+)
 from kprobe_modules.modules.nat.records import NatEnded, NatTranslated
 from kprobe_modules.modules.nat.sockets import SocketMatcher
 from kprobe_modules.modules.nat.table import KINDS, Translation, TranslationTable
@@ -381,7 +387,7 @@ class NatHandler(Handler):
         Make ctnetlink write all connections, in every network namespace.
         """
         del hook
-        dump_all(self.context)
+        show_all(self.context)
 
     def scan(self, hook: str) -> Iterable[Record]:
         """

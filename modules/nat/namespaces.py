@@ -14,18 +14,18 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from kprobe_modules.modules.nat.ctnetlink import dump, open_events, read_events
+from kprobe_modules.modules.nat.ctnetlink import dump, open_events, read_events, show
 from kprobe_modules.modules.nat.netlink import current_namespace
 
 from kprobe_modules.api import network_namespaces
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Container, Iterator
+    from collections.abc import Callable, Container, Iterator
 
     from kprobe_modules.api import Context
 
-__all__ = ["NETNS", "EventSockets", "Subscription", "dump_all"]
+__all__ = ["NETNS", "EventSockets", "Subscription", "dump_all", "show_all"]
 
 NETNS = Struct("<I")
 
@@ -42,16 +42,36 @@ def dump_all(context: Context, among: Container[int] | None = None) -> list[byte
         among: inode numbers of the namespaces to look at; None for all.
     """
     entries: list[bytes] = []
+
+    def keep(netns: int) -> None:
+        if among is None or netns in among:
+            entries.extend(dump(netns))
+
+    _everywhere(context, keep)
+    return entries
+
+
+def show_all(context: Context) -> None:
+    """
+    Have the kernel write all connections of all network namespaces, for programs that watch it.
+
+    Args:
+        context: the module's; a namespace that refuses is logged.
+    """
+    _everywhere(context, lambda _netns: show())
+
+
+def _everywhere(context: Context, work: Callable[[int], None]) -> None:
+    """
+    Do something in each network namespace, given its inode number.
+    """
     for inside in network_namespaces(context.proc_root):
         with inside:
             netns = current_namespace()
-            if among is not None and netns not in among:
-                continue
             try:
-                entries += dump(netns)
+                work(netns)
             except OSError as error:
                 context.log.warning("network namespace %d: %s", netns, error)
-    return entries
 
 
 def _has_events() -> bool:

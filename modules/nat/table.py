@@ -194,8 +194,7 @@ class TranslationTable:
         Args:
             found: its table; each value begins with the connection's id.
         """
-        values = (found.lookup(key) for key in found.keys())  # noqa: SIM118 - a map's method
-        alive = {_ID.unpack_from(value)[0] for value in values if value is not None}
+        alive = {_ID.unpack(value)[0] for value in found.values(_ID.size)}
         for conntrack_id in self._translated.keys() - self.unwatched.keys() - alive:
             self._suspects.add(conntrack_id)
 

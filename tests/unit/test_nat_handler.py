@@ -56,7 +56,8 @@ class One:
 
 
 class Map(dict):
-    lookup = dict.get
+    def values(self, size=None):
+        return [value[:size] for value in super().values()]
 
 
 class World:
