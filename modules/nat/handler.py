@@ -29,7 +29,7 @@ from kprobe_modules.modules.nat.namespaces import (
 )
 from kprobe_modules.modules.nat.records import NatEnded, NatTranslated
 from kprobe_modules.modules.nat.sockets import SocketMatcher
-from kprobe_modules.modules.nat.table import KINDS, Translation, TranslationTable
+from kprobe_modules.modules.nat.table import Translation, TranslationTable
 
 from kprobe_modules.api import Handler, KprobeModulesError
 
@@ -70,7 +70,7 @@ def _subject(translation: Translation) -> _Subject:
         translation.zone,
         f"ipv{translation.family}",
         translation.transport,
-        KINDS[translation.kind],
+        translation.kind_name,
     )
 
 

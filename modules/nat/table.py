@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from kprobe_modules.api import Context, MapAccess
 
-__all__ = ["ENDED_COUNT", "KINDS", "TRANSLATED_COUNT", "Flow", "Translation", "TranslationTable"]
+__all__ = ["ENDED_COUNT", "TRANSLATED_COUNT", "Flow", "Translation", "TranslationTable"]
 
-KINDS = ("none", "source", "destination", "both")
+_KINDS = ("none", "source", "destination", "both")
 """``enum km_nat_kind``."""
 
 TRANSLATED_COUNT = 1 << 17
@@ -85,6 +85,13 @@ class Translation:
         What names it while it lasts.
         """
         return (self.netns, self.zone, self.protocol, *self.source, *self.destination)
+
+    @property
+    def kind_name(self) -> str:
+        """
+        What is translated, for people.
+        """
+        return _KINDS[self.kind] if self.kind < len(_KINDS) else str(self.kind)
 
     @property
     def transport(self) -> str:

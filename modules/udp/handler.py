@@ -61,7 +61,8 @@ _HURRY_NS = 200_000_000
 each change waits for all programs that run."""
 
 _ENDED_AT_ONCE = 4096
-"""How many sockets that have waited are ended in a tick: as others wait meanwhile."""
+"""How many sockets that have waited are ended in a tick, or half of them if those are more:
+others wait meanwhile."""
 
 _CYCLES = 2
 """A flow is in one of two generations, so it is told when both have been taken out."""
@@ -412,8 +413,9 @@ class UdpHandler(Handler):
         Have traffic reported; end those that nobody has seen ending.
         """
         # What was reported in the ticks before has been handled by now.
-        done = (closing for closing in self._closing.values() if self._cycles >= closing.until)
-        records = [self._close(now, closing) for closing in list(islice(done, _ENDED_AT_ONCE))]
+        done = [closing for closing in self._closing.values() if self._cycles >= closing.until]
+        at_once = max(_ENDED_AT_ONCE, len(done) // 2)
+        records = [self._close(now, closing) for closing in islice(done, at_once)]
         if self._interval:
             self._report_traffic(now)
         self._check.tick(now)
