@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from kprobe_modules.api import Context, MapAccess
 
-__all__ = ["ENDED_COUNT", "TRANSLATED_COUNT", "Flow", "Translation", "TranslationTable"]
+__all__ = ["ENDED_COUNT", "KINDS", "TRANSLATED_COUNT", "Flow", "Translation", "TranslationTable"]
 
-_KINDS = ("none", "source", "destination", "both")
+KINDS = ("none", "source", "destination", "both")
 """``enum km_nat_kind``."""
 
 TRANSLATED_COUNT = 1 << 17
@@ -91,7 +91,7 @@ class Translation:
         """
         What is translated, for people.
         """
-        return _KINDS[self.kind] if self.kind < len(_KINDS) else str(self.kind)
+        return KINDS[self.kind] if self.kind < len(KINDS) else str(self.kind)
 
     @property
     def transport(self) -> str:
