@@ -742,7 +742,8 @@ static __noinline bool on_found(void *ctx, struct sock *sk, struct km_tcp_open_s
 	struct km_tcp_open_socket *socket;
 	__u8 state = state_of(sk);
 
-	if (!is_open(state) || !is_tcp(sk) || find(sk))
+	/* without a port it is about to connect, and its start will be told */
+	if (!is_open(state) || !is_tcp(sk) || !km_read(sk, __sk_common.skc_num) || find(sk))
 		return false;
 	found->role = role_of(sk, state);
 	found->closed_first = side_in(state);
