@@ -293,7 +293,7 @@ static __noinline int on_received(void *ctx, struct sock *sk, int size, int flag
 	/* the end of file that shutdown(2) makes */
 	if (!size && km_read(sk, sk_shutdown) & RCV_SHUTDOWN)
 		return 0;
-	end_former(ctx, sk);
+	/* whose socket it is was looked at by used_recv_btf, which comes before at this place */
 	seen = bpf_map_lookup_elem(&read_packets, &thread);
 	if (seen && seen->key.peer.local_port == km_read(sk, __sk_common.skc_num)) {
 		packet = *seen;
