@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kprobe_modules.features import Features
+from kprobe_modules.libbpf import find
 from tests.support.bpfcc import compile_bpf
 from tests.support.libbpfs import OBJECTS, library_of
 from tests.support.requirements import needs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kprobe_modules.libbpf import Library
 
 
@@ -41,3 +45,14 @@ def refused() -> bytes:
     """
     needs.root()
     return compile_bpf(OBJECTS / "refused.c")
+
+
+@pytest.fixture(scope="module")
+def features() -> Iterator[Features]:
+    """
+    Ask for root, and give what is known of the running kernel.
+    """
+    needs.root()
+    found = Features(find())
+    yield found
+    found.close()

@@ -5,21 +5,15 @@ The object of the nat module: what it says, and that the running kernel takes it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 from kprobe_modules.modules.nat import MODULE
 from kprobe_modules.modules.nat.table import KINDS, TRANSLATED_COUNT
 
 from kprobe_modules.architecture import machine_arch
-from kprobe_modules.features import Features, Support
-from kprobe_modules.libbpf import BpfObject, find
+from kprobe_modules.features import Support
+from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.objectfile import read
 from tests.support.loading import make_ring_buffer
-from tests.support.requirements import needs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 EITHER_WAY = (
     "nf_ct_delete",
@@ -38,14 +32,6 @@ CONFIRMING = ("__nf_conntrack_confirm", "nf_conntrack_hash_check_insert")
 @pytest.fixture(params=["x86_64", "arm64"])
 def spec(request):
     return read(MODULE.object_bytes(request.param), MODULE.name)
-
-
-@pytest.fixture(scope="module")
-def features() -> Iterator[Features]:
-    needs.root()
-    found = Features(find())
-    yield found
-    found.close()
 
 
 def test_messages(spec):

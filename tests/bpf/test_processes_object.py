@@ -8,21 +8,17 @@ from __future__ import annotations
 import os
 import struct
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import pytest
 from kprobe_modules.modules.processes import MODULE
 
 from kprobe_modules.architecture import machine_arch
-from kprobe_modules.features import Features, Support
-from kprobe_modules.libbpf import BpfObject, find
+from kprobe_modules.features import Support
+from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.libbpf import map as bpf_map
 from kprobe_modules.libbpf import program as bpf_program
 from kprobe_modules.objectfile import read
 from tests.support.requirements import needs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PROGRAMS = tuple(
     program for hook in MODULE.hooks for each in hook.alternatives for program in each.programs
@@ -32,14 +28,6 @@ PROGRAMS = tuple(
 @pytest.fixture(params=["x86_64", "arm64"])
 def spec(request):
     return read(MODULE.object_bytes(request.param), MODULE.name)
-
-
-@pytest.fixture(scope="module")
-def features() -> Iterator[Features]:
-    needs.root()
-    found = Features(find())
-    yield found
-    found.close()
 
 
 def test_messages(spec):

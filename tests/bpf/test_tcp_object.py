@@ -6,22 +6,18 @@ The object of the tcp module: what it says, and that the running kernel takes it
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
 from kprobe_modules.modules.tcp import MODULE
 from kprobe_modules.modules.tcp.handler import DIRECTIONS, REASONS, ROLES, SIDES
 
 from kprobe_modules.architecture import machine_arch
-from kprobe_modules.features import Features, Support
-from kprobe_modules.libbpf import BpfObject, find
+from kprobe_modules.features import Support
+from kprobe_modules.libbpf import BpfObject
 from kprobe_modules.libbpf import map as bpf_map
 from kprobe_modules.objectfile import read
 from tests.support.loading import counters, make_ring_buffer, scan
 from tests.support.requirements import needs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PROGRAMS = (
     *(program for hook in MODULE.hooks for each in hook.alternatives for program in each.programs),
@@ -60,14 +56,6 @@ TRACEPOINTS = (
 @pytest.fixture(params=["x86_64", "arm64"])
 def spec(request):
     return read(MODULE.object_bytes(request.param), MODULE.name)
-
-
-@pytest.fixture(scope="module")
-def features() -> Iterator[Features]:
-    needs.root()
-    found = Features(find())
-    yield found
-    found.close()
 
 
 def test_messages(spec):

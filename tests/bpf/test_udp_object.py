@@ -8,22 +8,18 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
 from kprobe_modules.modules.udp import MODULE
 from kprobe_modules.modules.udp.handler import ORIGINS
 
 from kprobe_modules.architecture import machine_arch
-from kprobe_modules.features import Features, Support
-from kprobe_modules.libbpf import BpfObject, find, test_run
+from kprobe_modules.features import Support
+from kprobe_modules.libbpf import BpfObject, test_run
 from kprobe_modules.libbpf import map as bpf_map
 from kprobe_modules.objectfile import read
 from tests.support.loading import counters, make_ring_buffer, scan
 from tests.support.requirements import needs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PROGRAMS = (
     *(program for hook in MODULE.hooks for each in hook.alternatives for program in each.programs),
@@ -64,14 +60,6 @@ SOCKET = struct.Struct("<3QI20xQQ")
 @pytest.fixture(params=["x86_64", "arm64"])
 def spec(request):
     return read(MODULE.object_bytes(request.param), MODULE.name)
-
-
-@pytest.fixture(scope="module")
-def features() -> Iterator[Features]:
-    needs.root()
-    found = Features(find())
-    yield found
-    found.close()
 
 
 def test_messages(spec):
